@@ -88,7 +88,7 @@ class ButcherTableau:
         >>> ButcherTableau(name="wrong", order=3, a=[[], [1]], b=[1 / 2, 1 / 2], c=[0, 1], source="")
         Traceback (most recent call last):
         neurode._errors.InputError: tableau 'wrong': declared order 3, but the order condition of a rooted tree with 3 \
-vertices (density 3) is missed by 0.17; check `a` and `b`, or declare `order=2`
+vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
     """
 
     name: str
