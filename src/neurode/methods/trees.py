@@ -87,7 +87,7 @@ def first_failure(
     weights: Sequence[Sequence[Any]],
     row: Sequence[Any],
     order: int,
-    tolerance: float = 0.0,
+    tolerance: Any = 0,
     power: int | None = None,
 ) -> tuple[Tree, Any] | None:
     """Return the smallest tree whose order condition a row of weights misses, and by how much; None if none.
@@ -96,18 +96,18 @@ def first_failure(
         weights: `phi` from `elementary_weights`, for at least `order`.
         row: the weights `b_i` to be tested.
         order: largest number of vertices to test.
-        tolerance: residual to be let pass, relative to `max(1, sum_i |b_i phi_i|)`; 0 for exact fractions.
+        tolerance: residual to be let pass, relative to `max(1, sum_i |b_i|)`; 0 for exact fractions.
         power: None tests `sum b phi = 1 / gamma` for all trees. A number tests a coefficient of `theta**power` in a
             dense output, which must be `1 / gamma` for trees with that many vertices and zero for all others
             (0: zero for all, as an error estimate has it).
     """
+    allowed = tolerance * max(1, sum(map(abs, row))) if tolerance else 0
     for tree, phi in zip(rooted_trees(order), weights, strict=False):
-        terms = tuple(map(mul, row, phi))
-        total = sum(terms)
+        total = sum(map(mul, row, phi))
         if power is None or power == tree.order:
             residual = abs(total * tree.density - 1) / tree.density
         else:
             residual = abs(total)
-        if not residual <= tolerance * max(1, sum(map(abs, terms))):
+        if not residual <= allowed:
             return tree, residual
     return None

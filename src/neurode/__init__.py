@@ -1,0 +1,32 @@
+"""neurode: networks without fixed depth, and the solvers that train them."""
+
+from neurode import methods, nn
+from neurode._errors import FieldError, GradientError, InputError, NeurodeError, SolveError, UnknownOptionError
+from neurode._field import per_row
+from neurode._solution import EventRecord, RowStatus, Solution, Stats, Status
+from neurode._solve import solve
+from neurode.control import PID
+from neurode.methods import ButcherTableau
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PID",
+    "ButcherTableau",
+    "EventRecord",
+    "FieldError",
+    "GradientError",
+    "InputError",
+    "NeurodeError",
+    "RowStatus",
+    "Solution",
+    "SolveError",
+    "Stats",
+    "Status",
+    "UnknownOptionError",
+    "__version__",
+    "methods",
+    "nn",
+    "per_row",
+    "solve",
+]

@@ -1,0 +1,188 @@
+"""The integration loops: one for a joint step, one for rows with steps of their own.
+
+Both read the same way. A stepper proposes a step, the pace accepts or rejects it and says which comes next, the outputs
+take what they were asked for. None of the three knows of the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurode import control
+from neurode._problem import Problem
+from neurode._solution import Status
+from neurode.output import compact, joint, rows
+from neurode.stepping import Step, stepper
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an engine returns for a `Problem`: inner states, times, counts and verdicts.
+
+    Attributes:
+        y1: state at the end.
+        ts, ys: outputs, time first.
+        t1: time at the end.
+        status: a `Status`, or `(rows,)` codes.
+        num_evaluations, num_accepted, num_rejected: ints, or `(rows,)`.
+        pieces: the interpolants, where `dense` was asked for.
+        num_saved: accepted steps saved per row with `t_eval="steps"`.
+        events: what the events recorded.
+    """
+
+    y1: Tensor
+    ts: Tensor
+    ys: Tensor
+    t1: Any
+    status: Any
+    num_evaluations: Any
+    num_accepted: Any
+    num_rejected: Any
+    pieces: Any = None
+    num_saved: Any = None
+    events: Any = ()
+
+
+def integrate(problem: Problem) -> Outcome:
+    """Solve a problem on the eager engine, recording on PyTorch's tape where gradients are on."""
+    return integrate_rows(problem) if problem.per_row else integrate_joint(problem)
+
+
+def integrate_joint(problem: Problem) -> Outcome:
+    """One step for the whole state."""
+    field, y, calls = problem.field, problem.y0, problem.field.num_calls
+    stepping = stepper(problem.method)
+    pace = control.pace(problem, stepping)
+    saver, pieces, sinks = joint.sinks_for(problem, pace.t0, pace.t1)
+    carry = pace.begin(field, y) if pace.running else None
+    while pace.running:
+        step = stepping.step(field, pace.interval, y, carry)
+        pace.judge(step)
+        if not pace.accepted:
+            carry = step.restart
+            continue
+        carry = joint.write(field, stepping, sinks, pace.t, step)
+        y = step.y1
+        if pace.jumped:
+            carry = None
+    pace.finish(y)
+    return joint_outcome(problem, pace, y, saver, pieces, field.num_calls - calls)
+
+
+def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: Any, calls: int) -> Outcome:
+    """Collect what a joint solve has to show."""
+    if isinstance(problem.t_eval, str):
+        ts = torch.stack([_time(t, problem) for t in saver.times])
+        ys = saver.finish(problem.y0)
+    elif saver is not None:
+        ts, ys = problem.t_eval, saver.finish(problem.y0)
+    else:
+        ts, ys = _time(problem.t1, problem).unsqueeze(0), y.unsqueeze(0)
+    if problem.layout.batched:
+        return _with_row_status(problem, pace, y, ts, ys, pieces, calls)
+    if pace.status.failed:
+        gone = torch.ones((), dtype=torch.bool, device=y.device)
+        y = torch.where(gone, torch.nan, y)
+        ys = torch.where(gone, torch.nan, ys) if saver is None else ys
+    saved = None if not isinstance(problem.t_eval, str) else len(saver.times)
+    counts = (calls, pace.num_accepted, pace.num_rejected)
+    return Outcome(y, ts, ys, pace.t, pace.status, *counts, pieces, saved)
+
+
+def _time(t: Any, problem: Problem) -> Tensor:
+    return torch.as_tensor(t, dtype=time_dtype(problem.y0.device), device=problem.y0.device)
+
+
+def time_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of times: float64, except on devices that have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _with_row_status(
+    problem: Problem, pace: Any, y: Tensor, ts: Tensor, ys: Tensor, pieces: Any, calls: int
+) -> Outcome:
+    """A grid shared by all rows: look once, at the end, which rows stayed finite."""
+    rows = torch.zeros(y.shape[0], dtype=torch.int64, device=y.device)
+    codes = rows
+    if pace.status is Status.NON_FINITE:
+        gone = ~torch.isfinite(y.detach()).all(1)
+        codes = torch.where(gone, Status.NON_FINITE.code, rows)
+        y, ys = torch.where(gone[:, None], torch.nan, y), torch.where(gone[:, None], torch.nan, ys)
+    counts = (rows + calls, rows + pace.num_accepted, rows.clone())
+    saved = None if not isinstance(problem.t_eval, str) else rows + pace.num_accepted + 1
+    return Outcome(y, ts, ys, torch.full_like(rows, pace.t, dtype=ts.dtype), codes, *counts, pieces, saved)
+
+
+def integrate_rows(problem: Problem) -> Outcome:
+    """Every row its own step; rows that have ended leave where `problem.compact` allows it."""
+    field, y = problem.field, problem.y0
+    stepping = stepper(problem.method)
+    pace = control.pace(problem, stepping)
+    outputs = rows.RowOutputs(problem, pace, stepping)
+    final = Final(problem.y0)
+    carry = pace.begin(field, y) if pace.running else None
+    may_compact = problem.compact is not False and not problem.dense and pace.can_compact
+    while pace.running:
+        calls = field.num_calls
+        step = stepping.step(field, pace.interval, y, carry)
+        pace.judge(step)
+        if pace.poisoned and torch.is_grad_enabled():
+            step = stepping.step(field, pace.clean_interval, y, carry)
+        ahead = outputs.take(pace, step)
+        pace.count(field.num_calls - calls)
+        y, carry = advance(pace.accepted, step, ahead, y)
+        if pace.jumps is not None and bool(pace.jumped.any()):
+            carry = None
+        if may_compact and pace.running and pace.wasteful:
+            keep = pace.live.nonzero().squeeze(1)
+            may_compact = compact.safe(problem, pace, y, keep)
+            if may_compact:
+                outputs.flush(pace.rows)
+                final.put(pace.rows, y)
+                y, carry = y[keep], None if carry is None else carry[keep]
+                pace.compact(keep)
+                field.take(pace.rows)
+    outputs.flush(pace.rows)
+    final.put(pace.rows, y)
+    pace.finish(final.y)
+    field.take(None)
+    return rows_outcome(problem, pace, outputs, final.y)
+
+
+def advance(accepted: Tensor, step: Step, ahead: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """State and carry of all rows after a judged attempt."""
+    mask = accepted.unsqueeze(1)
+    carry = None if ahead is None else torch.where(mask, ahead, step.restart)
+    return torch.where(mask, step.y1, y), carry
+
+
+class Final:
+    """The last state of every row, filled as rows leave."""
+
+    def __init__(self, y0: Tensor) -> None:
+        self.y, self.untouched = y0, True
+
+    def put(self, index: Tensor, y: Tensor) -> None:
+        """Set the rows `index`."""
+        self.y = y if self.untouched and len(index) == len(self.y) else self.y.index_copy(0, index, y)
+        self.untouched = False
+
+
+def rows_outcome(problem: Problem, pace: Any, outputs: Any, y: Tensor) -> Outcome:
+    """Collect what a solve with rows has to show; failed rows are NaN and get a zero gradient."""
+    gone = (pace.codes > Status.TERMINATED.code).unsqueeze(1)
+    if bool(gone.any()):
+        y = torch.where(gone, torch.nan, y)
+    saved = None
+    if isinstance(problem.t_eval, str):
+        (ts, ys), saved = outputs.saver.finish(), outputs.saver.count
+    elif outputs.saver is not None:
+        ts, ys = problem.t_eval, outputs.saver.finish()
+    else:
+        ts, ys = problem.t1.unsqueeze(0), y.unsqueeze(0)
+    counts = (pace.evaluations, pace.accepts, pace.rejects)
+    return Outcome(y, ts, ys, pace.t_end, pace.codes, *counts, outputs.pieces, saved)

@@ -1,0 +1,223 @@
+"""Reads how to solve: methods, grids, tolerances and norms as users give them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from neurode import methods
+from neurode._errors import InputError
+from neurode._state import Layout, number
+from neurode.control.fixed import grid_of_size, grid_of_steps
+
+
+def choose_method(method: Any, fixed: bool, rtol: Any) -> tuple[Any, str]:
+    """The method, and what to say of it in the statistics.
+
+    Args:
+        method: a name, a tableau, or None.
+        fixed: whether a fixed grid was asked for.
+        rtol: relative tolerance, by which None picks.
+    """
+    if method is not None:
+        chosen = methods.get(method)
+        return chosen, chosen.name
+    if fixed:
+        return methods.get("rk4"), "rk4 (chosen: a fixed grid was given)"
+    tightest = float(rtol.min()) if isinstance(rtol, Tensor) else float(rtol) if isinstance(rtol, float | int) else 0.0
+    name = next(name for bound, name in BY_TOLERANCE if tightest >= bound)
+    return methods.get(name), f"{name} (chosen for rtol={tightest:g})"
+
+
+# Work-precision rankings of non-stiff pairs put low orders first only at crude tolerances (Hairer, Norsett & Wanner
+# 1993, II.10): tsit5 serves from there to about 1e-8.
+BY_TOLERANCE: list[tuple[float, str]] = [(0.0, "tsit5")]
+
+
+def read_grid(method: Any, t0: Any, t1: Any, steps: Any, step_size: Any, grid: Any) -> Any:
+    """The grid of a fixed-step method, or None for an adaptive one.
+
+    Returns:
+        A list of floats or 0-d tensors, or a tensor `(points, rows)`.
+
+    Raises:
+        InputError: none or two of `steps`, `step_size` and `grid` for a fixed-step method, any for an adaptive one, or a
+            value that makes no grid.
+    """
+    given = {"steps": steps, "step_size": step_size, "grid": grid}
+    names = [name for name, value in given.items() if value is not None]
+    if method.adaptive and not names:
+        return None
+    if method.adaptive and not _also_fixed(method, names):
+        raise InputError(
+            f"{names[0]}={given[names[0]]!r} was given, but {method.name!r} chooses its own steps. Leave {names[0]} out"
+            " and set rtol and atol, or take a fixed-step method such as method='rk4'."
+        )
+    if len(names) != 1:
+        got = " and ".join(names) if names else "none"
+        raise InputError(
+            f"the fixed-step method {method.name!r} needs exactly one of steps=, step_size= or grid=; given: {got}."
+            " Type steps=20."
+        )
+    if steps is not None:
+        return _steps_grid(t0, t1, steps)
+    if step_size is not None:
+        return _size_grid(t0, t1, step_size)
+    return _given_grid(t0, t1, grid)
+
+
+def _also_fixed(method: Any, names: list[str]) -> bool:
+    return False
+
+
+def _steps_grid(t0: Any, t1: Any, steps: Any) -> Any:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps={steps!r}; it must be a whole number of at least 1.")
+    grid = grid_of_steps(t0, t1, steps)
+    return torch.stack(list(grid)) if isinstance(t0, Tensor) and t0.ndim else grid
+
+
+def _size_grid(t0: Any, t1: Any, step_size: Any) -> Any:
+    size = float(step_size)
+    if not (math.isfinite(size) and size > 0):
+        raise InputError(f"step_size={step_size!r}; it must be a positive number (its direction follows t_span).")
+    if not isinstance(t0, Tensor) and not isinstance(t1, Tensor):
+        return grid_of_size(t0, t1, size)
+    if isinstance(t0, Tensor) and t0.ndim:
+        return _row_size_grid(t0, t1, size)
+    inner = grid_of_size(number(t0), number(t1), size)[1:-1]
+    # The points move with t0, as t0 + k h does; the last step absorbs t1.
+    return [t0, *[t0 + (t - number(t0)) for t in inner], t1]
+
+
+def _row_size_grid(t0: Tensor, t1: Tensor, size: float) -> Tensor:
+    grids = [grid_of_size(a, b, size) for a, b in zip(t0.tolist(), t1.tolist(), strict=True)]
+    longest = max(map(len, grids))
+    columns = []
+    for row, grid in enumerate(grids):
+        inner = [t0[row] + (t - grid[0]) for t in grid[1:-1]]
+        columns.append(torch.stack([t0[row], *inner, *[t1[row]] * (longest - len(inner) - 1)]))
+    return torch.stack(columns, 1)
+
+
+def _given_grid(t0: Any, t1: Any, grid: Any) -> Any:
+    if callable(grid):
+        grid = grid(t0, t1)
+    if isinstance(t0, Tensor) and t0.ndim:
+        raise InputError("grid= with a t_span for each row: give steps= or step_size= instead.")
+    points = torch.as_tensor(grid, dtype=torch.float64).detach()
+    if points.ndim != 1 or len(points) < 2:
+        raise InputError(f"grid has shape {tuple(points.shape)}; it must be (points,), from t0 to t1.")
+    values = points.tolist()
+    if values[0] != number(t0) or values[-1] != number(t1):
+        raise InputError(f"grid runs from {values[0]:g} to {values[-1]:g}, but t_span from {number(t0):g} to {number(t1):g}.")
+    ups = [b - a for a, b in zip(values[:-1], values[1:], strict=True)]
+    if not (all(u > 0 for u in ups) or all(u < 0 for u in ups)):
+        raise InputError("grid must be strictly increasing or strictly decreasing, from t0 to t1.")
+    return [t0, *values[1:-1], t1]
+
+
+def read_tolerance(name: str, value: Any, layout: Layout, y0: Tensor, lowest: float) -> Any:
+    """A tolerance as a float, or as a tensor that broadcasts against the inner state.
+
+    Raises:
+        InputError: negative, not finite, below what the dtype resolves, or of a shape that does not fit.
+    """
+    if isinstance(value, bool) or value is None:
+        raise InputError(f"{name}={value!r}; it must be a positive number, such as {name}=1e-6.")
+    if isinstance(value, int | float):
+        _refuse_tolerance(name, torch.tensor(float(value), dtype=torch.float64), lowest)
+        return float(value)
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise InputError(f"{name} requires grad, but tolerances are not differentiated. Type {name}.detach().")
+    packed = _pack_tolerance(name, value, layout, y0)
+    _refuse_tolerance(name, packed.double(), lowest)
+    return packed
+
+
+def _refuse_tolerance(name: str, value: Tensor, lowest: float) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if not bool((torch.isfinite(value) & (value >= 0)).all()):
+        raise InputError(f"{name} is {value.min().item():g}; a tolerance must be a finite number and not negative.")
+    if bool(((value < lowest) & (value > 0)).any()):
+        raise InputError(
+            f"{name}={value.min().item():g} is below what the state's dtype resolves ({lowest:.1e}). Loosen it, or use"
+            " y0.double()."
+        )
+
+
+def _pack_tolerance(name: str, value: Any, layout: Layout, y0: Tensor) -> Tensor:
+    """Broadcast each leaf's tolerance to the leaf, and pack them as the state is packed."""
+    leaves = pytree.tree_leaves(value) if not isinstance(value, Tensor) else [value]
+    single = len(leaves) == 1 and isinstance(value, Tensor)
+    if not single and (layout.spec is None or pytree.tree_structure(value) != layout.spec):
+        given = pytree.tree_structure(value)
+        raise InputError(f"{name} has the structure {given}; give a number, a tensor, or a pytree like y0.")
+    leaves = leaves * len(layout.shapes) if single else leaves
+    rows = (y0.shape[0],) if layout.batched else ()
+    wide = []
+    for leaf, shape in zip(leaves, layout.shapes, strict=True):
+        tensor = torch.as_tensor(leaf, dtype=layout_real(layout), device=layout.device)
+        full = (*rows, *shape)
+        if layout.batched and tensor.ndim == 1 and len(full) > 1 and full[-1] != 1 and tensor.shape[0] == full[0]:
+            raise InputError(
+                f"{name} has shape ({full[0]},), which could mean rows or columns. For one tolerance a row type"
+                f" {name}.reshape({', '.join(['-1'] + ['1'] * (len(full) - 1))})."
+            )
+        try:
+            wide.append(tensor.expand(full))
+        except RuntimeError as error:
+            raise InputError(f"{name} has shape {tuple(tensor.shape)}, which does not broadcast to {full}.") from error
+    tree = wide[0] if layout.spec is None else pytree.tree_unflatten(wide, layout.spec)
+    return layout.pack(tree)
+
+
+def layout_real(layout: Layout) -> torch.dtype:
+    """The real dtype of a state."""
+    return layout.dtype.to_real()
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over all elements of the state (Hairer, Norsett & Wanner 1993, II.4, eq. 4.11)."""
+    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+
+
+def row_rms(x: Tensor) -> Tensor:
+    """Root mean square over each row."""
+    return torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1])
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest absolute value."""
+    return x.abs().amax()
+
+
+def row_largest(x: Tensor) -> Tensor:
+    """The largest absolute value of each row."""
+    return x.abs().amax(1)
+
+
+NORMS = {"rms": (rms, row_rms), "max": (largest, row_largest)}
+
+
+def read_norm(norm: Any, layout: Layout) -> Callable[[Tensor], Tensor]:
+    """A norm on the inner state.
+
+    Args:
+        norm: None or `"rms"`, `"max"`, or a callable that gets the state's pytree and returns one value (a row).
+    """
+    if norm is None or isinstance(norm, str):
+        if norm is not None and norm not in NORMS:
+            raise InputError(f"norm={norm!r}; it must be 'rms', 'max' or a callable on the state.")
+        return NORMS[norm or "rms"][layout.batched]
+    if not callable(norm):
+        raise InputError(f"norm={norm!r}; it must be 'rms', 'max' or a callable on the state.")
+    if layout.plain:
+        return norm
+    return lambda x: norm(layout.unpack(x))

@@ -1,0 +1,251 @@
+"""The front door: reads what people have, builds a strict `Problem`, and returns a `Solution`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurode import _options, _times, gradients
+from neurode._errors import InputError, SolveError, UnknownOptionError, did_you_mean
+from neurode._field import Field
+from neurode._loop import Outcome
+from neurode._problem import Problem
+from neurode._solution import RowStatus, Solution, Stats, Status
+from neurode._state import Layout, number, read_state
+from neurode.control import PID
+from neurode.output.dense import JointDense, RowDense
+
+ENGINES = ("auto", "eager")
+
+
+def solve(
+    f: Callable[..., Any],
+    y0: Any,
+    t_span: Any,
+    *,
+    method: Any = None,
+    steps: int | None = None,
+    step_size: float | None = None,
+    grid: Any = None,
+    rtol: Any = 1e-4,
+    atol: Any = 1e-6,
+    t_eval: Any = None,
+    args: tuple[Any, ...] = (),
+    batch_dim: int | None = None,
+    gradient: Any = "auto",
+    engine: str = "auto",
+    controller: PID | None = None,
+    norm: Any = None,
+    first_step: Any = None,
+    min_step: float = 0.0,
+    max_step: float = float("inf"),
+    step_at: Sequence[float] | Tensor = (),
+    jump_at: Sequence[float] | Tensor = (),
+    dense: bool = False,
+    has_aux: bool = False,
+    max_steps: int = 100_000,
+    on_failure: str = "raise",
+    compact: bool | None = None,
+    **unknown: Any,
+) -> Solution:
+    """Solve the initial value problem `dy/dt = f(t, y, *args)`, `y(t0) = y0`.
+
+    Args:
+        f: the vector field, called as `f(t, y, *args)` with a tensor `t` of the state's real dtype: 0-d, or with
+            `batch_dim=0` of shape `(rows, 1, ..., 1)` with the rank of the state. Returns dy/dt like `y`.
+        y0: initial state: a floating or complex tensor of any shape, or a pytree of them with one dtype. Numbers, lists and
+            arrays become tensors of the default dtype.
+        t_span: `(t0, t1)`, numbers or tensors, forward or backward in time; `(rows,)` each with `batch_dim=0`.
+        method: a name from `neurode.methods.table()`, a `ButcherTableau`, or None to choose by tolerance.
+        steps: number of equal steps of a fixed-step method.
+        step_size: length of its steps; the last is shorter.
+        grid: its times `(points,)` from t0 to t1, or a callable `grid(t0, t1)` that returns them.
+        rtol, atol: tolerances of the error of one step: numbers, tensors that broadcast against the leaves, or pytrees.
+        t_eval: output times `(time,)` or, with rows, `(time, rows)`, in the order of the integration; `"steps"` for all
+            accepted steps; None for the end alone.
+        args: further arguments of `f`. Wrap per-row data in `neurode.per_row`.
+        batch_dim: None: the whole state is one system with one step size. 0: each row of dimension 0 is a system of its
+            own, with its own span, steps and status.
+        gradient: how derivatives come back: `"autograd"` (PyTorch's tape, exact), `"continuous"` (the adjoint ODE of Chen
+            et al. 2018: O(1) memory, inexact), or `"auto"`.
+        engine: `"eager"`, or `"auto"`.
+        controller: step size controller of an adaptive method; default `neurode.PID.pi()`.
+        norm: norm of the error: `"rms"` (default), `"max"`, or a callable on the state's pytree (one value a row).
+        first_step: length of the first step; None chooses it.
+        min_step, max_step: bounds of the step's length; a step of `min_step` is accepted whatever its error.
+        step_at: times that a step must end on.
+        jump_at: times at which `f` jumps: a step ends there, and `f` is evaluated afresh behind.
+        dense: keep a continuous solution: `solution(t)`, `solution.derivative(t)`.
+        has_aux: `f` returns `(dy, aux)`.
+        max_steps: attempted steps at most (per row).
+        on_failure: `"raise"`, or `"nan"` to return NaN in failed rows and leave the rest untouched.
+        compact: whether rows that are done leave the batch; None: where a probe shows that it is safe.
+
+    Returns:
+        A `Solution`: `ts`, `ys` (time first), `y1`, `status`, `stats`.
+
+    Raises:
+        InputError: an argument cannot be used; the message says what to type.
+        FieldError: `f` returned something that is not a derivative of the state.
+        SolveError: the solve failed and `on_failure="raise"`; it carries `.solution`.
+
+    References:
+        R. T. Q. Chen, Y. Rubanova, J. Bettencourt, D. Duvenaud (2018), Neural ordinary differential equations, NeurIPS.
+
+    Example:
+        >>> import neurode
+        >>> sol = neurode.solve(lambda t, y: -y, [1.0, 2.0], (0, 1), method="dopri5", rtol=1e-6)
+        >>> [round(v, 4) for v in sol.y1.tolist()]
+        [0.3679, 0.7358]
+        >>> sol.status
+        <Status.SUCCESS: 'reached the end of t_span'>
+    """
+    _refuse_unknown(unknown)
+    _refuse_words(f, batch_dim, engine, on_failure, max_steps, args)
+    layout, state = read_state(y0, batch_dim)
+    fixed = any(value is not None for value in (steps, step_size, grid))
+    chosen, method_note = _options.choose_method(method, fixed, rtol)
+    rows = state.shape[0] if layout.batched else 0
+    t0, t1 = _times.read_span(t_span, layout, rows, per_row=chosen.adaptive or _wide(t_eval))
+    _refuse_nan(state, layout, on_failure)
+    field = Field(f, layout, args, has_aux)
+    field.check_rows(rows)
+    lowest = torch.finfo(layout.dtype).eps if chosen.adaptive else 0.0
+    problem = Problem(
+        field=field,
+        layout=layout,
+        y0=state,
+        t0=t0,
+        t1=t1,
+        method=chosen,
+        grid=_options.read_grid(chosen, t0, t1, steps, step_size, grid),
+        rtol=_options.read_tolerance("rtol", rtol, layout, state, lowest),
+        atol=_options.read_tolerance("atol", atol, layout, state, 0.0),
+        norm=_options.read_norm(norm, layout),
+        controller=controller or PID.pi(),
+        first_step=first_step,
+        min_step=min_step,
+        max_step=max_step,
+        step_at=_floats("step_at", step_at),
+        jump_at=_floats("jump_at", jump_at),
+        t_eval=_times.read_t_eval(t_eval, t0, t1, layout, rows),
+        dense=dense,
+        max_steps=max_steps,
+        compact=compact,
+    )
+    strategy, gradient_note = gradients.choose(gradient, problem)
+    stats = Stats(method=method_note, gradient=gradient_note, engine="eager")
+    outcome = strategy.solve(problem, stats)
+    return _finish(problem, outcome, stats, on_failure)
+
+
+KEYWORDS = [name for name in inspect.signature(solve).parameters if name != "unknown"]
+
+
+def _refuse_unknown(unknown: dict[str, Any]) -> None:
+    for name in unknown:
+        raise UnknownOptionError(
+            f"solve() has no argument {name!r}.{did_you_mean(name, KEYWORDS)} It takes: {', '.join(KEYWORDS)}."
+        )
+
+
+def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_steps: Any, args: Any) -> None:
+    if not callable(f):
+        raise InputError(f"f is a {type(f).__name__}; it must be a callable f(t, y) that returns dy/dt.")
+    if batch_dim not in (None, 0) or batch_dim is False:
+        raise InputError(f"batch_dim={batch_dim!r}; it must be None (one system) or 0 (each row a system).")
+    if engine not in ENGINES:
+        raise InputError(f"engine={engine!r}; it must be one of {', '.join(map(repr, ENGINES))}.")
+    if on_failure not in ("raise", "nan"):
+        raise InputError(f"on_failure={on_failure!r}; it must be 'raise' or 'nan'.")
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise InputError(f"max_steps={max_steps!r}; it must be a whole number of at least 1.")
+    if not isinstance(args, tuple | list):
+        raise InputError(f"args is a {type(args).__name__}; it must be a tuple: type args=(value,).")
+
+
+def _wide(t_eval: Any) -> bool:
+    return isinstance(t_eval, Tensor) and t_eval.ndim == 2
+
+
+def _floats(name: str, times: Any) -> tuple[float, ...]:
+    try:
+        return tuple(float(t) for t in times)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}={times!r}; it must be a list or tensor of times.") from error
+
+
+def _unreadable(y: Tensor) -> bool:
+    """True where values cannot be read: under `torch.compile` and functorch transforms."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y)
+
+
+def _refuse_nan(y0: Tensor, layout: Layout, on_failure: str) -> None:
+    if _unreadable(y0) or (layout.batched and on_failure == "nan"):
+        return
+    finite = torch.isfinite(y0.detach())
+    if not bool(finite.all()):
+        where = "" if not layout.batched else f" in rows {_some((~finite.all(1)).nonzero().flatten().tolist())}"
+        raise InputError(f"y0 holds NaN or infinite values{where}; an initial state must be finite.")
+
+
+def _some(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8]))
+    return f"{shown}, ... ({len(numbers)} in all)" if len(numbers) > 8 else shown
+
+
+def _finish(problem: Problem, outcome: Outcome, stats: Stats, on_failure: str) -> Solution:
+    """Turn inner results into the user's structure, and raise where a solve failed."""
+    layout = problem.layout
+    stats.num_calls = problem.field.num_calls
+    stats.num_evaluations = outcome.num_evaluations
+    stats.num_accepted, stats.num_rejected = outcome.num_accepted, outcome.num_rejected
+    status = RowStatus(outcome.status) if isinstance(outcome.status, Tensor) else outcome.status
+    solution = Solution(
+        ts=outcome.ts,
+        ys=layout.unpack(outcome.ys, lead=1),
+        y1=layout.unpack(outcome.y1),
+        status=status,
+        stats=stats,
+        t1=torch.as_tensor(outcome.t1, dtype=outcome.ts.dtype, device=outcome.ts.device),
+        num_saved=outcome.num_saved,
+        interpolant=_interpolant(problem, outcome),
+    )
+    if on_failure == "raise" and not _unreadable(outcome.y1):
+        _raise_failure(solution)
+    return solution
+
+
+def _interpolant(problem: Problem, outcome: Outcome) -> Any:
+    if not problem.dense:
+        return None
+    if not problem.per_row:
+        return JointDense(problem.layout, problem.y0, number(problem.t0), outcome.pieces)
+    sign = torch.where(problem.t1 >= problem.t0, 1.0, -1.0).to(problem.t0.dtype)
+    return RowDense(problem.layout, problem.y0, problem.t0, outcome.t1, sign, outcome.pieces)
+
+
+def _raise_failure(solution: Solution) -> None:
+    status = solution.status
+    if isinstance(status, Status):
+        if status.failed:
+            raise SolveError(f"the solve stopped at t = {float(solution.t1):.6g}: {status}.", solution)
+        return
+    failed = status.failed
+    if not bool(failed.any()):
+        return
+    rows = failed.nonzero().flatten().tolist()
+    t1 = solution.t1.expand(len(failed))
+    reasons = {}
+    for row in rows:
+        reasons.setdefault(status[row], []).append(row)
+    lines = [
+        f"{len(which)} of {len(failed)} rows (rows {_some(which)}; first at t = {float(t1[which[0]]):.6g}): {reason}"
+        for reason, which in reasons.items()
+    ]
+    message = "; ".join(lines)
+    raise SolveError(f"{message}. on_failure='nan' returns the other rows, with NaN in these.", solution)

@@ -1,0 +1,249 @@
+"""The pace of an adaptive solve in which every row takes its own steps: times, steps and verdicts are `(rows,)` tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurode._solution import Status
+from neurode.control.adaptive import STRETCH, scaled_error, two_estimates
+from neurode.control.first_step import first_step
+from neurode.stepping import Interval, Step
+
+RUNNING = -1  # the code of a row that has not ended
+
+
+class RowPace:
+    """Chooses, accepts and rejects the steps of all rows at once.
+
+    Rows that have ended, and rows whose attempt is being taken back, get intervals of length zero.
+
+    Attributes:
+        running: whether any row still moves.
+        interval: the next attempt, ends `(rows,)`.
+        accepted: `(rows,)` verdicts on the last attempt.
+        rows: `(rows,)` indices of the present rows in the original batch.
+        codes: `(all rows,)` `Status.code`s, RUNNING where a row has not ended.
+    """
+
+    can_compact = True
+
+    def __init__(self, problem: Any, stepper: Any) -> None:
+        self.problem, self.stepper = problem, stepper
+        total, device = problem.y0.shape[0], problem.y0.device
+        self.rows = torch.arange(total, device=device)
+        self.whole = True
+        self.t0, self.t1 = problem.t0, problem.t1
+        self.start = problem.t0  # carries gradients of time where they are asked for
+        self.t, self.end_exact = problem.t0.detach(), problem.t1.detach()
+        self.sign = torch.where(self.end_exact >= self.t, 1.0, -1.0).to(self.t.dtype)
+        self.rtol, self.atol = problem.rtol, problem.atol
+        self.k = problem.method.order_error + 1.0
+        self.floor, self.span = 10 * torch.finfo(self.t.dtype).eps, (self.end_exact - self.t).abs()
+        self.live = self.t != self.end_exact
+        self.codes = torch.where(self.live, RUNNING, Status.SUCCESS.code)
+        self.t_end = self.end_exact.clone()
+        self.h = torch.zeros_like(self.t)
+        ones = torch.ones_like(self.t)
+        self.history: tuple[Tensor, ...] = (ones,) * problem.controller.memory
+        self.held = torch.zeros_like(self.live)
+        self.finite = torch.ones_like(self.live)
+        self.running, self.accepted, self.attempts = bool(self.live.any()), torch.zeros_like(self.live), 0
+        counts = torch.zeros(total, dtype=torch.int64, device=device)
+        self.accepts, self.rejects, self.evaluations = counts, counts.clone(), counts.clone()
+        self.num_live = int(self.live.sum())
+        self.watch: Any = None  # a function of the pace, set by the loop: its true elements are counted in `watched`
+        self.watched, self.poisoned = 0, False
+        stops = [float(s) for s in (*problem.step_at, *problem.jump_at)]
+        self.stops = torch.tensor(sorted(set(stops)), dtype=self.t.dtype, device=device) if stops else None
+        jumps = sorted({float(s) for s in problem.jump_at})
+        self.jumps = torch.tensor(jumps, dtype=self.t.dtype, device=device) if jumps else None
+
+    # ---- the beginning
+
+    def begin(self, field: Any, y: Tensor) -> Tensor:
+        """Evaluate `f` at the start and choose every row's first step."""
+        calls = field.num_calls
+        (time,) = Interval(self.start, self.start, field.time_dtype).times((0.0,), y, field.time_dtype)
+        f0 = field(time, y)
+        with torch.no_grad():
+            bad = self.live & ~torch.isfinite(f0.detach()).all(1)
+            self._first_step(field, y.detach(), f0.detach())
+            self.h = torch.where(torch.isfinite(self.h), self.h, torch.zeros_like(self.h))
+            self._end_rows(bad, Status.NON_FINITE)
+            self.evaluations += (field.num_calls - calls) * self.live
+            self.num_live = int(self.live.sum())
+            self.running = self.num_live > 0
+            self._propose()
+        return f0
+
+    def _first_step(self, field: Any, y: Tensor, f0: Tensor) -> None:
+        problem = self.problem
+        longest = (self.end_exact - self.t).abs()
+        if problem.first_step is not None:
+            given = torch.as_tensor(problem.first_step, dtype=self.t.dtype, device=y.device)
+            self.h = torch.minimum(given.expand_as(self.t), longest)
+            return
+
+        def evaluate(h: Tensor) -> Tensor:
+            target = self.t + self.sign * h.to(self.t.dtype)
+            step = Interval(self.t, target, field.time_dtype)
+            return field(target.to(field.time_dtype), y + step.h * f0)
+
+        scale = self.atol + self.rtol * y.abs()
+        h = first_step(evaluate, self._norm, f0, y, scale, self.k)
+        self.h = torch.minimum(h, longest)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return self.problem.norm(x).to(self.t.dtype)
+
+    # ---- one step
+
+    def _propose(self) -> None:
+        problem = self.problem
+        self.h = self.h.clamp(problem.min_step, problem.max_step)
+        target = self._next_stop()
+        remaining = (target - self.t) * self.sign
+        self.cut = remaining < self.h
+        reach = self.h * STRETCH >= remaining
+        end = torch.where(reach, target, self.t + self.sign * self.h)
+        self.end = torch.where(self.live, end, self.t)
+        self.length = (self.end - self.t).abs()
+        with torch.enable_grad():
+            self.interval = Interval(self.start, self._exact_end(self.end), self.problem.field.time_dtype)
+
+    def _exact_end(self, end: Tensor) -> Tensor:
+        """`end`; where that is the end of the span, the user's own t1, which may carry a gradient."""
+        return torch.where(end == self.end_exact, self.t1, end) if self.t1.requires_grad else end
+
+    def _next_stop(self) -> Tensor:
+        if self.stops is None:
+            return self.end_exact
+        ahead = (self.stops - self.t.unsqueeze(-1)) * self.sign.unsqueeze(-1)
+        distance = torch.where(ahead > 0, ahead, torch.inf).amin(-1)
+        beyond = distance >= (self.end_exact - self.t) * self.sign
+        index = torch.where(ahead > 0, ahead, torch.inf).argmin(-1)
+        return torch.where(beyond, self.end_exact, self.stops[index])
+
+    @property
+    def clean_interval(self) -> Interval:
+        """The attempt just judged, with the rows whose result was not finite standing still.
+
+        Under a tape, the step is taken again over it: a rejected NaN gets a zero cotangent, but 0 x NaN in the backward
+        of `f` would reach every gradient that the rows share.
+        """
+        with torch.no_grad():
+            still = torch.where(self.finite, self.tried, self.tried_from)
+        return Interval(self.tried_start, self._exact_end(still), self.problem.field.time_dtype)
+
+    @torch.no_grad()
+    def judge(self, step: Step) -> None:
+        """Accept or reject every row's attempt and choose its next."""
+        ratio = self._ratio(step)
+        self.finite = torch.isfinite(ratio)
+        self.tried, self.tried_from, self.tried_start = self.end, self.t, self.start
+        problem, controller, live = self.problem, self.problem.controller, self.live
+        ok = (ratio <= 1) | (self.finite & (self.length <= problem.min_step)) if problem.min_step else ratio <= 1
+        accepted = ok & live
+        self.accepted = accepted
+        safe = torch.where(self.finite, ratio, torch.inf)
+        grown = self.length * controller.grow(safe, self.history, self.k, self.held)
+        if controller.retain:
+            grown = torch.where(self.cut, torch.maximum(grown, self.h), grown)
+        shrunk = self.length * controller.shrink(safe, self.k)
+        self.h = torch.where(accepted, grown, shrunk)
+        kept = controller.remember(safe, self.history)
+        self.history = tuple(torch.where(accepted, n, o) for n, o in zip(kept, self.history, strict=True))
+        self.held = live & ~accepted
+        self.attempts += 1
+        self.tried_live = live
+        self._tally(self.accepts, accepted)
+        self._tally(self.rejects, self.held)
+        self._advance(accepted)
+        self._read()
+        if self.running:
+            self._propose()
+
+    def _read(self) -> None:
+        """The one host read of a step: how many rows still move, whether all was finite, how much is watched for."""
+        watched = self.watch(self) if self.watch else self.live
+        numbers = torch.stack([self.live.sum(), (~self.finite).sum(), watched.sum()]).tolist()
+        self.num_live, not_finite, self.watched = numbers
+        self.running, self.poisoned = self.num_live > 0, not_finite > 0
+
+    def _ratio(self, step: Step) -> Tensor:
+        y0, y1 = step.y0.detach(), step.y1.detach()
+        ratios = [self._norm(scaled_error(self, e, y0, y1)) for e in self.stepper.errors(step)]
+        return ratios[0] if len(ratios) == 1 else two_estimates(ratios[0], ratios[1])
+
+    def _tally(self, counts: Tensor, present: Tensor) -> None:
+        """Add what the present rows did to the counts of the original batch."""
+        if self.whole:
+            counts += present
+        else:
+            counts.index_add_(0, self.rows, present.to(counts.dtype))
+
+    def count(self, calls: int) -> None:
+        """Charge the rows that moved in the last attempt with `calls` evaluations of `f`."""
+        self._tally(self.evaluations, self.tried_live * calls)
+
+    def _advance(self, accepted: Tensor) -> None:
+        self.t = torch.where(accepted, self.end, self.t)
+        if self.start.requires_grad:
+            with torch.enable_grad():  # rows keep their own t0 until their first step is accepted
+                self.start = torch.where(accepted, self.end, self.start)
+        else:
+            self.start = self.t
+        done = accepted & (self.t == self.end_exact)
+        stuck = self.live & ~accepted & (self.h <= self.floor * torch.maximum(self.t.abs(), self.floor * self.span))
+        self._end_rows(done, Status.SUCCESS)
+        self._end_rows(stuck & self.finite, Status.UNDERFLOW)
+        self._end_rows(stuck & ~self.finite, Status.NON_FINITE)
+        if self.attempts >= self.problem.max_steps:
+            self._end_rows(self.live, Status.MAX_STEPS)
+
+    def _end_rows(self, which: Tensor, status: Status) -> None:
+        self.codes[self.rows] = torch.where(which, status.code, self.codes[self.rows])
+        self.t_end[self.rows] = torch.where(which, self.t, self.t_end[self.rows])
+        self.live = self.live & ~which
+
+    # ---- leaving rows behind
+
+    @property
+    def wasteful(self) -> bool:
+        """True where at least a quarter of the present rows have ended, and at least eight of them."""
+        ended = len(self.rows) - self.num_live
+        return ended >= 8 and 4 * ended >= len(self.rows)
+
+    def compact(self, keep: Tensor) -> None:
+        """Go on with the rows `keep` (indices into the present ones) alone."""
+        take = lambda x: x.index_select(0, keep)  # noqa: E731
+        self.rows, self.whole = take(self.rows), False
+        same = self.start is self.t
+        self.t, self.end_exact, self.sign, self.h, self.span = map(
+            take, (self.t, self.end_exact, self.sign, self.h, self.span)
+        )
+        self.start = self.t if same else take(self.start)
+        self.t1 = take(self.t1)
+        self.live, self.held, self.accepted = map(take, (self.live, self.held, self.accepted))
+        self.history = tuple(map(take, self.history))
+        self.rtol, self.atol = (_rows_of(tol, keep) for tol in (self.rtol, self.atol))
+        with torch.no_grad():
+            self._propose()
+
+    @property
+    def jumped(self) -> Any:
+        """`(rows,)`, True where `f` jumps at the present time; False where it never jumps."""
+        return False if self.jumps is None else torch.isin(self.t, self.jumps)
+
+    def finish(self, y1: Tensor) -> None:
+        """Nothing to look at: every accepted state had a finite error."""
+
+
+def _rows_of(tolerance: Any, keep: Tensor) -> Any:
+    """A tolerance cut to rows, where it has rows."""
+    if isinstance(tolerance, Tensor) and tolerance.ndim and tolerance.shape[0] > 1:
+        return tolerance.index_select(0, keep)
+    return tolerance

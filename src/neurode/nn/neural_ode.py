@@ -1,0 +1,125 @@
+"""A layer whose output is the solution of an ordinary differential equation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from neurode import methods
+from neurode._errors import InputError
+from neurode._solution import Solution, Stats
+from neurode._solve import solve
+
+GRID = ("steps", "step_size", "grid")
+
+
+class NeuralODE(nn.Module):
+    """Flows its input along a vector field: `y1 = y0 + integral of f(t, y; theta) dt`.
+
+    Each row of dimension 0 is a system of its own: with adaptive methods it takes its own steps.
+
+    Args:
+        f: the vector field, a module or function `f(t, y)`.
+        t_span: start and end of the flow; numbers or tensors, which may be parameters.
+        method: a method's name or tableau; None chooses by tolerance (`rk4` where `steps` is given).
+        steps: number of equal steps of a fixed-step method.
+        batch_dim: 0, or None for one system.
+        **options: further keywords of `neurode.solve` (`rtol`, `atol`, `step_size`, `gradient`, `controller`, ...).
+
+    Attributes:
+        last_stats: the `Stats` of the latest solve, or None.
+
+    References:
+        R. T. Q. Chen et al. (2018), Neural ordinary differential equations, NeurIPS, arXiv:1806.07366.
+
+    Example:
+        >>> import torch, neurode
+        >>> layer = neurode.nn.NeuralODE(neurode.nn.MLP(6), method="rk4", steps=20)
+        >>> layer(torch.ones(8, 6)).shape, layer.last_stats.num_calls
+        (torch.Size([8, 6]), 80)
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        t_span: Any = (0.0, 1.0),
+        method: Any = None,
+        steps: int | None = None,
+        batch_dim: int | None = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not callable(f):
+            raise InputError(f"f is a {type(f).__name__}; it must be a module or function f(t, y).")
+        if len(t_span) != 2:
+            raise InputError(f"t_span={t_span!r}; it must be two times, such as (0.0, 1.0).")
+        self.f = f
+        self.t0, self.t1 = t_span
+        self.options: dict[str, Any] = {"method": method, "steps": steps, "batch_dim": batch_dim, **options}
+        self.last_stats: Stats | None = None
+
+    @property
+    def t_span(self) -> tuple[Any, Any]:
+        """Start and end of the flow."""
+        return self.t0, self.t1
+
+    def solve(self, y0: Any, **changes: Any) -> Solution:
+        """Solve from `y0` and return the whole `Solution`; `changes` override the layer's options for this call."""
+        solution = solve(self.f, y0, **{"t_span": self.t_span, **self.options, **changes})
+        self.last_stats = solution.stats
+        return solution
+
+    def forward(self, y0: Any) -> Any:
+        """The state at the end, of the structure and shape of `y0`, `(rows, ...)`."""
+        return self.solve(y0).y1
+
+    def trajectory(self, y0: Any, t_eval: Any) -> Any:
+        """The states at the times `t_eval` `(time,)`: `(time, rows, ...)`."""
+        return self.solve(y0, t_eval=t_eval).ys
+
+    def inverse(self, y1: Any) -> Any:
+        """The state at the start that flows to `y1`: the same field solved from t1 to t0."""
+        changes: dict[str, Any] = {"t_span": (self.t1, self.t0)}
+        if self.options.get("grid") is not None:
+            grid = self.options["grid"]
+            changes["grid"] = (lambda t0, t1: grid(t1, t0).flip(0)) if callable(grid) else grid.flip(0)
+        return self.solve(y1, **changes).y1
+
+    def with_solver(self, **options: Any) -> NeuralODE:
+        """The same layer, the same parameters (shared, not copied), solved differently.
+
+        Args:
+            **options: keywords of `neurode.solve`. A `method` without `steps`, `step_size` or `grid` drops the layer's own
+                where the new method chooses its steps.
+
+        Example:
+            >>> import torch, neurode
+            >>> layer = neurode.nn.NeuralODE(neurode.nn.MLP(2), method="euler", steps=20)
+            >>> deeper = layer.with_solver(method="rk4", steps=320)
+            >>> accurate = layer.with_solver(method="dopri5", rtol=1e-8, atol=1e-8)
+            >>> accurate.f is layer.f
+            True
+        """
+        other = copy.copy(self)
+        other._modules, other._parameters = dict(self._modules), dict(self._parameters)
+        kept = dict(self.options)
+        if any(options.get(name) is not None for name in GRID) or _adaptive(options.get("method")):
+            kept = {name: value for name, value in kept.items() if name not in GRID}
+        other.options, other.last_stats = {**kept, **options}, None
+        return other
+
+    def extra_repr(self) -> str:
+        shown = {name: value for name, value in self.options.items() if value is not None and name != "batch_dim"}
+        span = f"t_span=({_plain(self.t0)}, {_plain(self.t1)})"
+        return ", ".join([span, *(f"{name}={value!r}" for name, value in shown.items())])
+
+
+def _adaptive(method: Any) -> bool:
+    return method is not None and methods.get(method).adaptive
+
+
+def _plain(t: Any) -> str:
+    return f"{t.item():g}" if isinstance(t, Tensor) and t.numel() == 1 else str(t)

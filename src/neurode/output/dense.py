@@ -1,0 +1,101 @@
+"""The continuous solution of a whole solve: which step holds a time, and its polynomial there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurode._errors import InputError
+from neurode._state import Layout, real_dtype
+from neurode.output.interpolant import evaluate, fractions
+from neurode.output.rows import gather
+
+
+def _read(t: Any, low: Tensor, high: Tensor, device: torch.device) -> Tensor:
+    """A query as a float64 tensor, refused where it leaves the solved span."""
+    t = torch.as_tensor(t, dtype=low.dtype, device=device)
+    exact = t.detach()
+    inside = (exact >= torch.minimum(low, high)) & (exact <= torch.maximum(low, high))
+    if not bool(inside.all()):
+        worst = exact[~inside].flatten()[0].item() if exact.ndim else exact.item()
+        raise InputError(
+            f"the solution is known between t = {low.min().item():g} and t = {high.max().item():g}; asked at {worst:g}."
+            " Solve over a longer t_span; a dense output does not extrapolate."
+        )
+    return t
+
+
+class JointDense:
+    """`solution(t)` of a joint solve."""
+
+    def __init__(self, layout: Layout, y0: Tensor, t0: float, pieces: Any) -> None:
+        self.layout, self.y0, self.t0 = layout, y0, t0
+        self.pieces, self.ends = pieces.pieces, pieces.ends
+        self.t1 = self.ends[-1] if self.ends else t0
+        self.sign = 1.0 if self.t1 >= t0 else -1.0
+        self.keys = torch.tensor([self.sign * t for t in self.ends], dtype=torch.float64)
+
+    def __call__(self, t: Any, derivative: bool = False) -> Any:
+        bounds = torch.tensor([self.t0, self.t1], dtype=torch.float64, device=self.y0.device)
+        t = _read(t, bounds[0], bounds[1], self.y0.device)
+        flat = t.reshape(-1)
+        if not self.pieces:
+            values = self.y0.expand(len(flat), *self.y0.shape)
+            values = torch.zeros_like(values) if derivative else values
+        else:
+            values = self._evaluate(flat, derivative)
+        return self.layout.unpack(values.reshape(t.shape + self.y0.shape), lead=t.ndim)
+
+    def _evaluate(self, t: Tensor, derivative: bool) -> Tensor:
+        index = torch.searchsorted(self.keys, self.sign * t.detach().cpu()).clamp_max(len(self.pieces) - 1)
+        order = torch.argsort(index, stable=True)
+        used, counts = torch.unique_consecutive(index[order], return_counts=True)
+        parts, dtype = [], real_dtype(self.y0.dtype)
+        for i, times in zip(used.tolist(), t[order].split(counts.tolist()), strict=True):
+            piece = self.pieces[i]
+            parts.append(evaluate(piece, fractions(piece, times, dtype), derivative))
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return torch.cat(parts)[back.to(self.y0.device)] if parts else self.y0.new_empty((0, *self.y0.shape))
+
+
+class RowDense:
+    """`solution(t)` where every row took its own steps; the last dimension of `t` counts rows, or `t` is a number."""
+
+    def __init__(self, layout: Layout, y0: Tensor, t0: Tensor, t1: Tensor, sign: Tensor, pieces: Any) -> None:
+        self.layout, self.y0, self.t0, self.t1, self.sign = layout, y0, t0.detach(), t1.detach(), sign
+        self.pieces = pieces.pieces
+        self.ends = (torch.stack(pieces.ends) * sign).T.contiguous() if self.pieces else None
+
+    def __call__(self, t: Any, derivative: bool = False) -> Any:
+        t = _read(t, self.t0, self.t1, self.y0.device)
+        rows = len(self.t0)
+        lead = t.shape[:-1]
+        if t.ndim and t.shape[-1] != rows:
+            raise InputError(f"t has shape {tuple(t.shape)}; with batch_dim=0 its last dimension must be {rows} rows.")
+        times = t.expand(rows).reshape(1, rows) if t.ndim == 0 else t.reshape(-1, rows)
+        values = self._evaluate(times, derivative)
+        return self.layout.unpack(values.reshape(lead + self.y0.shape), lead=len(lead))
+
+    def _evaluate(self, times: Tensor, derivative: bool) -> Tensor:
+        if self.ends is None:
+            flat = self.y0.expand(len(times), *self.y0.shape)
+            return torch.zeros_like(flat) if derivative else flat
+        keys = (times.detach() * self.sign).T.contiguous()
+        which = torch.searchsorted(self.ends, keys).clamp_max(len(self.pieces) - 1)
+        which = self._skip_empty(which)
+        row = torch.arange(len(self.t0), device=times.device).unsqueeze(1).expand_as(which)
+        values = gather(self.pieces, which.reshape(-1), row.reshape(-1), times.T.reshape(-1), derivative)
+        still = (self.t0 == self.t1).unsqueeze(1).expand_as(which).reshape(-1, 1)
+        start = self.y0[row.reshape(-1)]
+        values = torch.where(still, torch.zeros_like(start) if derivative else start, values)
+        return values.reshape(*which.shape, -1).transpose(0, 1)
+
+    def _skip_empty(self, which: Tensor) -> Tensor:
+        """A query at t0 may meet attempts that covered nothing: go to the first that covers something."""
+        assert self.ends is not None
+        start = (self.t0 * self.sign).unsqueeze(1)
+        first = (self.ends > start).long().argmax(1, keepdim=True)
+        return torch.maximum(which, first)

@@ -1,0 +1,62 @@
+"""Evaluates a step's interpolating polynomial, its derivative, and gathers pieces of many steps."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurode.stepping import Piece
+
+
+@lru_cache(maxsize=256)
+def _matrix(powers: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(powers, dtype=dtype, device=device)
+
+
+def weights(powers: tuple[tuple[float, ...], ...], x: Tensor, derivative: bool = False) -> Tensor:
+    """What multiplies each derivative of a piece at the fractions `x`.
+
+    Args:
+        powers: coefficients of the piece.
+        x: fractions of the step, any shape.
+        derivative: weights of `dy/dx` instead of `y`.
+
+    Returns:
+        `(*x.shape, number of derivatives)`.
+    """
+    matrix = _matrix(powers, x.dtype, x.device)
+    degree = matrix.shape[1]
+    exponents = torch.arange(1, degree + 1, dtype=x.dtype, device=x.device)
+    x = x.unsqueeze(-1)
+    basis = exponents * x ** (exponents - 1) if derivative else x**exponents
+    return basis @ matrix.T
+
+
+def evaluate(piece: Piece, x: Tensor, derivative: bool = False) -> Tensor:
+    """The state of a joint solve at fractions of one step.
+
+    Args:
+        piece: the step's interpolant.
+        x: `(m,)` fractions, in the real dtype of the state.
+        derivative: return `dy/dt` instead.
+
+    Returns:
+        `(m, *state.shape)`.
+    """
+    w = weights(piece.powers, x, derivative).to(piece.y0.dtype)
+    stacked = torch.stack(piece.ks)
+    total = (w @ stacked.reshape(len(piece.ks), -1)).reshape(x.shape + piece.y0.shape)
+    return total if derivative else piece.y0 + piece.interval.h * total
+
+
+def fractions(piece: Piece, times: Any, dtype: torch.dtype) -> Tensor:
+    """`times` as fractions of a joint step, in `dtype`; a gradient of time flows through."""
+    interval = piece.interval
+    if isinstance(times, Tensor) or isinstance(interval.h, Tensor):
+        t = torch.as_tensor(times, dtype=torch.float64, device=piece.y0.device)
+        return interval.fraction(t).to(dtype)
+    values = [interval.fraction(t) for t in times]
+    return torch.tensor(values, dtype=dtype, device=piece.y0.device)

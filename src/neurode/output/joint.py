@@ -1,0 +1,134 @@
+"""Outputs of a joint solve. Each sink says whether it wants an accepted step's interpolant, and takes what it needs."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurode._field import Field
+from neurode._state import real_dtype
+from neurode.output.interpolant import evaluate, fractions
+from neurode.stepping import Piece, Step
+
+
+class Samples:
+    """States at given times.
+
+    Args:
+        t_eval: `(time,)` tensor, ordered along the integration; may carry a gradient.
+        t0: start of the span.
+        y0: inner initial state.
+        sign: direction of time.
+    """
+
+    def __init__(self, t_eval: Tensor, t0: float, y0: Tensor, sign: float) -> None:
+        self.times = t_eval.detach().tolist()
+        self.moving = t_eval if t_eval.requires_grad else None
+        self.keys = [sign * t for t in self.times]
+        self.sign = sign
+        self.dtype = real_dtype(y0.dtype)
+        self.next = 0
+        self.values: list[Tensor] = []
+        self.pending_start = self.moving is not None  # an output at t0 moves with t_eval: the first step gives it
+        if not self.pending_start:
+            self._at(t0, y0)
+
+    def _at(self, t: float, y: Tensor) -> None:
+        end = bisect.bisect_right(self.keys, self.sign * t)
+        if end > self.next:
+            self.values.append(y.expand(end - self.next, *y.shape))
+            self.next = end
+
+    def wants(self, t: float) -> bool:
+        """Whether an output lies up to the new time `t` and is not simply the new state."""
+        return self.next < len(self.keys) and self._within(t)
+
+    def _within(self, t: float) -> bool:
+        key = self.keys[self.next]
+        return key <= self.sign * t if self.moving is not None else key < self.sign * t
+
+    def take(self, t: float, step: Step, piece: Piece | None) -> None:
+        """Write the outputs of one accepted step that ends at `t`."""
+        moving = self.moving is not None or isinstance(step.interval.h, Tensor)
+        if piece is not None:
+            cut = bisect.bisect_right if moving else bisect.bisect_left
+            end = cut(self.keys, self.sign * t)
+            if end > self.next:
+                source = self.times if self.moving is None else self.moving
+                x = fractions(piece, source[self.next : end], self.dtype)
+                self.values.append(evaluate(piece, x))
+                self.next = end
+        self._at(t, step.y1)
+
+    def finish(self, y0: Tensor) -> Tensor:
+        """All outputs `(time, *state.shape)`; NaN where the solve did not come."""
+        missing = len(self.keys) - self.next
+        if missing:
+            nan = torch.full((missing, *y0.shape), torch.nan, dtype=y0.dtype, device=y0.device)
+            self.values.append(nan)
+        if not self.values:
+            return y0.new_empty((0, *y0.shape))
+        return self.values[0] if len(self.values) == 1 else torch.cat(self.values)
+
+
+class AcceptedSteps:
+    """The initial state and the state after every accepted step."""
+
+    def __init__(self, t0: Any, y0: Tensor) -> None:
+        self.times: list[Any] = [t0]
+        self.values = [y0]
+
+    def wants(self, t: float) -> bool:
+        return False
+
+    def take(self, t: float, step: Step, piece: Piece | None) -> None:
+        self.times.append(step.interval.t1)
+        self.values.append(step.y1)
+
+    def finish(self, y0: Tensor) -> Tensor:
+        return torch.stack(self.values)
+
+
+class Pieces:
+    """Keeps the interpolant of every accepted step."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.ends: list[float] = []
+
+    def wants(self, t: float) -> bool:
+        return True
+
+    def take(self, t: float, step: Step, piece: Piece | None) -> None:
+        assert piece is not None
+        self.pieces.append(piece)
+        self.ends.append(t)
+
+
+def sinks_for(problem: Any, t0: float, t1: float) -> tuple[Any, Pieces | None, list[Any]]:
+    """The sinks that a problem asks for: what fills `ys` (or None), what keeps the pieces (or None), and all of them."""
+    sign = 1.0 if t1 >= t0 else -1.0
+    saver: Any = None
+    if isinstance(problem.t_eval, str):
+        saver = AcceptedSteps(problem.t0, problem.y0)
+    elif problem.t_eval is not None:
+        saver = Samples(problem.t_eval, t0, problem.y0, sign)
+    pieces = Pieces() if problem.dense else None
+    return saver, pieces, [sink for sink in (saver, pieces) if sink is not None]
+
+
+def write(field: Field, stepper: Any, sinks: list[Any], t: float, step: Step) -> Any:
+    """Hand an accepted step to all sinks.
+
+    Returns:
+        The carry to go on from, which holds a derivative at the new time where an interpolant evaluated it.
+    """
+    carry, piece = step.carry, None
+    if any(sink.wants(t) for sink in sinks):
+        piece, carry = stepper.piece(field, step)
+    for sink in sinks:
+        sink.take(t, step, piece)
+    return carry

@@ -1,0 +1,85 @@
+"""A step of an explicit Runge-Kutta method, given its tableau."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from neurode._field import Field
+from neurode.methods.tableau import ButcherTableau
+from neurode.stepping.interval import Interval
+from neurode.stepping.step import Piece, Step, increment, weighted
+
+# Cubic Hermite basis over x in [0, 1] (Hairer, Norsett & Wanner 1993, II.6): what multiplies y1 - y0, h f0 and h f1.
+HERMITE_RISE, HERMITE_START, HERMITE_END = (0.0, 3.0, -2.0), (1.0, -2.0, 1.0), (0.0, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ExplicitStepper:
+    """Takes steps of one explicit Runge-Kutta method.
+
+    Args:
+        tableau: the numbers.
+    """
+
+    tableau: ButcherTableau
+
+    @property
+    def dense_costs(self) -> bool:
+        """Whether an interpolant needs evaluations of `f` beyond the step's own."""
+        return self.tableau.num_dense_evaluations > 0
+
+    def step(self, field: Field, interval: Interval, y: Tensor, carry: Any = None) -> Step:
+        """Propose one step.
+
+        Args:
+            field: the vector field.
+            interval: from where to where.
+            y: inner state at its start.
+            carry: the derivative at its start where it is known, else None.
+        """
+        tableau, h = self.tableau, interval.h
+        times = interval.times(tableau.C, y, field.time_dtype)
+        k = field(times[0], y) if carry is None else carry
+        ks = [k]
+        z = y
+        for weights, t in zip(tableau.A[1:], times[1:], strict=True):
+            z = increment(y, ks, weights, h)
+            ks.append(field(t, z))
+        if tableau.fsal:
+            return Step(interval, y, z, ks, ks[-1], k)
+        return Step(interval, y, increment(y, ks, tableau.B, h), ks, None, k)
+
+    def errors(self, step: Step) -> list[Tensor]:
+        """The embedded error estimates of a step: one, or two for a method that combines two."""
+        weights = [self.tableau.E] + ([self.tableau.E2] if self.tableau.E2 is not None else [])
+        return [step.interval.h * weighted(step.ks, row) for row in weights]
+
+    def piece(self, field: Field, step: Step) -> tuple[Piece, Any]:
+        """The step's interpolant, with the evaluations of `f` that it needs beyond the step's own.
+
+        Returns:
+            The piece, and the carry to go on from: where the derivative at t1 was evaluated, it is not lost.
+        """
+        tableau = self.tableau
+        if tableau.P is None:
+            return self._hermite(field, step)
+        ks, y = list(step.ks), step.y0
+        times = step.interval.times(tableau.extra_C, y, field.time_dtype) if tableau.extra_C else ()
+        for weights, t in zip(tableau.extra_A, times, strict=True):
+            ks.append(field(t, increment(y, ks, weights, step.interval.h)))
+        return Piece(step.interval, y, step.y1, ks, tableau.P), step.carry
+
+    def _hermite(self, field: Field, step: Step) -> tuple[Piece, Any]:
+        end = step.carry
+        if end is None:
+            (t1,) = step.interval.times((1.0,), step.y1, field.time_dtype)
+            end = field(t1, step.y1)
+        ks = step.ks if self.tableau.fsal else [*step.ks, end]
+        rows = [tuple(b * x for x in HERMITE_RISE) for b in self.tableau.B]
+        rows += [(0.0, 0.0, 0.0)] * (len(ks) - len(rows))
+        rows[0] = tuple(a + b for a, b in zip(rows[0], HERMITE_START, strict=True))
+        rows[-1] = tuple(a + b for a, b in zip(rows[-1], HERMITE_END, strict=True))
+        return Piece(step.interval, step.y0, step.y1, ks, tuple(rows)), end

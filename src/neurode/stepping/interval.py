@@ -1,0 +1,62 @@
+"""The interval `(t0, t1)` of one step. Steps are intervals, never `t += h`, so that time does not drift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Interval:
+    """One step's interval, in one of three kinds of time.
+
+    * Python floats: a joint solve; nothing about time needs a gradient. The fastest kind.
+    * 0-d tensors: a joint solve in which a gradient reaches an end of this interval.
+    * tensors `(rows,)`: rows with times of their own.
+
+    Attributes:
+        t0, t1: the ends.
+        h: the length, as what multiplies a derivative: a float, a 0-d tensor or `(rows, 1)`, in the state's real dtype.
+        after_jump, before_jump: True where `f` jumps at that end and must be seen from inside.
+    """
+
+    __slots__ = ("after_jump", "before_jump", "h", "t0", "t1")
+
+    def __init__(
+        self, t0: Any, t1: Any, dtype: torch.dtype, after_jump: bool = False, before_jump: bool = False
+    ) -> None:
+        self.t0, self.t1 = t0, t1
+        h = t1 - t0
+        if isinstance(h, Tensor):
+            h = h.to(dtype)
+            if h.ndim:
+                h = h.unsqueeze(-1)
+        self.h = h
+        self.after_jump, self.before_jump = after_jump, before_jump
+
+    def times(self, nodes: tuple[float, ...], like: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The times `t0 + c (t1 - t0)` for every node c, as `f` gets them: 0-d or `(rows,)`, of `dtype`."""
+        t0, t1 = self.t0, self.t1
+        if isinstance(self.h, float):
+            values = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in nodes]
+            stacked = torch.tensor(values, dtype=dtype, device=like.device)
+            if not (self.after_jump or self.before_jump):
+                return stacked.unbind()
+            return tuple(self._inside(t, c, t1 > t0) for t, c in zip(stacked.unbind(), nodes, strict=True))
+        span = t1 - t0
+        moments = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * span for c in nodes]
+        return tuple(torch.as_tensor(t, dtype=dtype, device=like.device) for t in moments)
+
+    def _inside(self, t: Tensor, c: float, forward: bool) -> Tensor:
+        """A time at which `f` jumps, moved by one floating-point number into the interval."""
+        inward = float("inf") if forward else float("-inf")
+        if c == 0.0 and self.after_jump:
+            return torch.nextafter(t, torch.full_like(t, inward))
+        if c == 1.0 and self.before_jump:
+            return torch.nextafter(t, torch.full_like(t, -inward))
+        return t
+
+    def fraction(self, t: Any) -> Any:
+        """Where `t` lies in the interval, 0 at t0 and 1 at t1."""
+        return (t - self.t0) / (self.t1 - self.t0)
