@@ -65,6 +65,8 @@ class ButcherTableau:
         num_stages: number of rows, an FSAL stage included.
         num_evaluations_per_step: evaluations of `f` that a step costs: one less than the stages when FSAL.
         num_dense_evaluations: further evaluations in a step that needs dense output.
+        end_stage: the position, extra stages included, of the stage that is `f` at the new point; None if there is none.
+            It is the last stage when FSAL, and an extra stage in some dense outputs.
         dense_continuous_derivative: whether the dense output's derivative equals `f` at both ends of every step.
         A, B, C, E, E2, P, extra_A, extra_C: the same numbers as tuples of Python floats.
 
@@ -111,6 +113,7 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
     num_stages: int = field(init=False, repr=False, compare=False)
     num_evaluations_per_step: int = field(init=False, repr=False, compare=False)
     num_dense_evaluations: int = field(init=False, repr=False, compare=False)
+    end_stage: int | None = field(init=False, repr=False, compare=False)
     dense_continuous_derivative: bool = field(init=False, repr=False, compare=False)
     A: Rows = field(init=False, repr=False, compare=False)
     B: Floats = field(init=False, repr=False, compare=False)
@@ -191,10 +194,18 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
 
     def _derive_stages(self) -> None:
         num = len(self.a)
-        fsal = num > 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0 and self.c[-1] == 1
+        rows, nodes = self.a + self.extra_a, self.c + self.extra_c
+        weights = self.b + (0,) * len(self.extra_a)
+        ends = [
+            i
+            for i in range(1, len(rows))
+            if nodes[i] == 1 and rows[i] == weights[:i] and not any(weights[i:])
+        ]
+        fsal = num - 1 in ends
         self._set(
             adaptive=self.b_error is not None,
             fsal=fsal,
+            end_stage=ends[0] if ends else None,
             num_stages=num,
             num_evaluations_per_step=num - 1 if fsal else num,
             num_dense_evaluations=len(self.extra_a) if self.dense is not None else int(not fsal),
@@ -274,13 +285,8 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
         starts = all(row[0] == (i == 0) for i, row in enumerate(P))
         slopes = [sum((j + 1) * x for j, x in enumerate(row)) for row in P]
         scale = max(1.0, max(abs(x) * len(row) for row in P for x in row))
-        at_end = [
-            i
-            for i, (row, node) in enumerate(zip(self.A + self.extra_A, self.C + self.extra_C, strict=True))
-            if node == 1.0 and row[: self.num_stages] == self.B[:i] and not any(row[self.num_stages :])
-        ]
-        ends_well = any(
-            all(abs(slope - (i == last)) <= TOLERANCE * scale for i, slope in enumerate(slopes))
-            for last in at_end
+        end = self.end_stage
+        ends_well = end is not None and all(
+            abs(slope - (i == end)) <= TOLERANCE * scale for i, slope in enumerate(slopes)
         )
         self._set(dense_continuous_derivative=starts and ends_well)
