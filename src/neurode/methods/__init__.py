@@ -69,8 +69,8 @@ def table() -> list[dict[str, Any]]:
     """List the methods, one dict each, with the facts that choose among them.
 
     Returns:
-        For each method `name`, `kind`, `order`, `error order` (of the embedded solution, None for fixed steps),
-        `stages`, `evaluations per step`, `FSAL`, `dense order`, `adaptive` and `source`.
+        For each method `name`, `kind`, `order`, `error order` (of the embedded solution, None for fixed
+        steps), `stages`, `evaluations per step`, `FSAL`, `dense order`, `adaptive` and `source`.
     """
     return [
         {

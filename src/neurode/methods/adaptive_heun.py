@@ -10,6 +10,6 @@ adaptive_heun = ButcherTableau(
     c=exact("0 1"),
     b_error=exact("-1/2 1/2"),
     order_error=1,
-    source="K. Heun (1900), Neue Methoden zur approximativen Integration, Z. Math. Phys. 45, 23-38; as a pair: "
-    "E. Hairer, S. P. Norsett, G. Wanner (1993), Solving Ordinary Differential Equations I, II.4",
+    source="K. Heun (1900), Neue Methoden zur approximativen Integration, Z. Math. Phys. 45, 23-38; as a "
+    "pair: E. Hairer, S. P. Norsett, G. Wanner (1993), Solving Ordinary Differential Equations I, II.4",
 )

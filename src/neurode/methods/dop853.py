@@ -1,4 +1,4 @@
-"""Hairer and Wanner's DOP853: order 8(5, 3), thirteen stages, FSAL, 7th-order dense output of three extra stages."""
+"""Hairer's DOP853: order 8(5, 3), thirteen stages, FSAL, 7th-order dense output with three extra stages."""
 
 from neurode.methods.tableau import ButcherTableau, exact
 
@@ -165,6 +165,7 @@ dop853 = ButcherTableau(
         ),
     ),
     dense_order=7,
-    source="E. Hairer, S. P. Norsett, G. Wanner (1993), Solving Ordinary Differential Equations I, 2nd ed., II.5, p. 181 "
-    "and II.6, p. 194; coefficients: their code dop853.f, http://www.unige.ch/~hairer/software.html",
+    source="E. Hairer, S. P. Norsett, G. Wanner (1993), Solving Ordinary Differential Equations I, 2nd ed., "
+    "II.5, p. 181 and II.6, p. 194; coefficients: their code dop853.f, "
+    "http://www.unige.ch/~hairer/software.html",
 )

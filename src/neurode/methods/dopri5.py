@@ -29,6 +29,7 @@ dopri5 = ButcherTableau(
         exact("0 40617522/29380423 -110615467/29380423 69997945/29380423"),
     ),
     dense_order=4,
-    source="J. R. Dormand, P. J. Prince (1980), A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6, "
-    "19-26, table 2; dense output: L. F. Shampine (1986), Some practical Runge-Kutta formulas, Math. Comp. 46, 135-150",
+    source="J. R. Dormand, P. J. Prince (1980), A family of embedded Runge-Kutta formulae, J. Comput. Appl. "
+    "Math. 6, 19-26, table 2; dense output: L. F. Shampine (1986), Some practical Runge-Kutta formulas, "
+    "Math. Comp. 46, 135-150",
 )

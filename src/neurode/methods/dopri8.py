@@ -2,7 +2,8 @@
 
 from neurode.methods.tableau import ButcherTableau, exact
 
-# The published fractions approximate irrational numbers: their row sums hold to 1e-17, their order conditions to 1e-16.
+# The published fractions approximate irrational numbers: their row sums hold to 1e-17, their order conditions
+# to 1e-16.
 last_stage = exact(
     "14005451/335480064 0 0 0 0 -59238493/1068277825 181606767/758867731 561292985/797845732 "
     "-1041891430/1371343529 760417239/1151165299 118820643/751138087 -528747749/2220607170 1/4"
@@ -12,7 +13,8 @@ embedded = exact(
     "-3867574721/1518517206 465885868/322736535 53011238/667516719 2/45 0"
 )
 
-# Weights of theta, ..., theta**5, printed to 19 decimals of which 11 are right; what is left to `b` goes to theta**6.
+# Weights of theta, ..., theta**5, printed to 19 decimals of which 11 are right; what is left to `b` goes to
+# theta**6.
 dense = (
     exact("1 -6.6910181737837595697 19.999006933368397061 -30.0610568289666450593 22.1396504998094068976"),
     exact("0 0 0 0 0"),
@@ -75,7 +77,7 @@ dopri8 = ButcherTableau(
     order_error=7,
     dense=tuple((*row, b - sum(row)) for row, b in zip(dense, (*last_stage, 0), strict=True)),
     dense_order=5,
-    source="P. J. Prince, J. R. Dormand (1981), High order embedded Runge-Kutta formulae, J. Comput. Appl. Math. 7, "
-    "67-75, table 2 (RK8(7)13M); dense output: P. Bogacki, L. F. Shampine (1990), Interpolating high-order Runge-Kutta "
-    "formulas, Comput. Math. Appl. 20, 15-24",
+    source="P. J. Prince, J. R. Dormand (1981), High order embedded Runge-Kutta formulae, J. Comput. Appl. "
+    "Math. 7, 67-75, table 2 (RK8(7)13M); dense output: P. Bogacki, L. F. Shampine (1990), Interpolating "
+    "high-order Runge-Kutta formulas, Comput. Math. Appl. 20, 15-24",
 )

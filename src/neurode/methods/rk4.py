@@ -13,6 +13,6 @@ rk4 = ButcherTableau(
     ),
     b=exact("1/6 1/3 1/3 1/6"),
     c=exact("0 1/2 1/2 1"),
-    source="W. Kutta (1901), Beitrag zur naeherungsweisen Integration totaler Differentialgleichungen, "
-    "Z. Math. Phys. 46, 435-453",
+    source="W. Kutta (1901), Beitrag zur naeherungsweisen Integration totaler Differentialgleichungen, Z. "
+    "Math. Phys. 46, 435-453",
 )

@@ -13,6 +13,6 @@ rk4_38 = ButcherTableau(
     ),
     b=exact("1/8 3/8 3/8 1/8"),
     c=exact("0 1/3 2/3 1"),
-    source="W. Kutta (1901), Beitrag zur naeherungsweisen Integration totaler Differentialgleichungen, "
-    "Z. Math. Phys. 46, 435-453",
+    source="W. Kutta (1901), Beitrag zur naeherungsweisen Integration totaler Differentialgleichungen, Z. "
+    "Math. Phys. 46, 435-453",
 )

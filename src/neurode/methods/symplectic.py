@@ -18,9 +18,9 @@ TOLERANCE = 1e-13
 class SymplecticTableau:
     """A composition of kicks of p and drifts of q, checked on construction.
 
-    A step of size h from `(q, p)` at t does, for each i in turn: `p += h kick[i] dp(t + drift_time, q)`, then
-    `q += h drift[i] dq(t + kick_time, p)`. A zero is skipped. Times follow the variable that the function sees: a
-    kick sees q, which has drifted for `kick_times[i] h`; a drift sees p, which has been kicked for `drift_times[i] h`.
+    A step of size h from `(q, p)` at t does, for each i in turn: `p += h kick[i] dp(t + kick_times[i] h, q)`,
+    then `q += h drift[i] dq(t + drift_times[i] h, p)`. A zero is skipped. Times follow the variable that the
+    function sees: a kick sees q, which has drifted so far; a drift sees p, which has been kicked so far.
 
     Args:
         name: what users type.
@@ -33,8 +33,8 @@ class SymplecticTableau:
         kind: `"symplectic"`.
         kick_times: for each kick, the time into the step that its function is given, over h.
         drift_times: the same for each drift.
-        num_evaluations_per_step: evaluations of `f`: one for each kick and drift that is not zero, less one when the
-            last kick's `dp` serves the next step's first (same q, same time).
+        num_evaluations_per_step: evaluations of `f`: one for each kick and drift that is not zero, less one
+            when the last kick's `dp` serves the next step's first (same q, same time).
         fsal: whether it does so: the method begins and ends with a kick.
         dense_order: 3 or the order where that is lower, the order of cubic Hermite interpolation.
 
@@ -71,8 +71,8 @@ class SymplecticTableau:
         kick, drift = tuple(map(float, self.kick)), tuple(map(float, self.drift))
         if len(kick) != len(drift) or not kick:
             raise InputError(
-                f"{self.name}: `kick` has {len(kick)} numbers and `drift` {len(drift)}; they must be as many, at least "
-                "one, with a zero where there is no kick or drift"
+                f"{self.name}: `kick` has {len(kick)} numbers and `drift` {len(drift)}; give both as many, "
+                "at least one, with a zero where there is no kick or drift"
             )
         self._set(
             kick=kick,
@@ -91,7 +91,7 @@ class SymplecticTableau:
             object.__setattr__(self, name, value)
 
     def _check_order(self) -> None:
-        """Check the conditions of all rooted trees whose vertices are p and q in turn, with either at the root."""
+        """Check the conditions of all rooted trees with p and q in turn, either of them at the root."""
         kick, drift = self.kick, self.drift
         num = len(kick)
         seen_by_kick: list[list[float]] = []  # at kick i, what q holds of a tree whose root is a drift
@@ -104,10 +104,11 @@ class SymplecticTableau:
             p_holds = list(accumulate(w * x for w, x in zip(kick, kicked, strict=True)))
             q_holds = list(accumulate(w * x for w, x in zip(drift, drifted, strict=True)))
             for variable, total in (("p", p_holds[-1]), ("q", q_holds[-1])):
-                if not abs(total - 1 / tree.density) <= TOLERANCE:
+                gap = abs(total - 1 / tree.density)
+                if not gap <= TOLERANCE:
                     raise InputError(
-                        f"{self.name}: declared order {self.order}, but a condition of order {tree.order} for {variable} "
-                        f"is missed by {abs(total - 1 / tree.density):.2g}; check `kick` and `drift`, or declare "
+                        f"{self.name}: declared order {self.order}, but a condition of order {tree.order} "
+                        f"for {variable} is missed by {gap:.2g}; check `kick` and `drift`, or declare "
                         f"order={tree.order - 1}"
                     )
             seen_by_kick.append([0.0, *q_holds[:-1]])
@@ -119,12 +120,12 @@ leapfrog = SymplecticTableau(
     order=2,
     kick=(1 / 2, 1 / 2),
     drift=(1, 0),
-    source="L. Verlet (1967), Computer experiments on classical fluids I, Phys. Rev. 159, 98-103; kick-drift-kick form: "
-    "E. Hairer, C. Lubich, G. Wanner (2003), Geometric numerical integration illustrated by the Stoermer-Verlet method, "
-    "Acta Numerica 12, 399-450, eq. (1.5)",
+    source="L. Verlet (1967), Computer experiments on classical fluids I, Phys. Rev. 159, 98-103; "
+    "kick-drift-kick form: E. Hairer, C. Lubich, G. Wanner (2003), Geometric numerical integration "
+    "illustrated by the Stoermer-Verlet method, Acta Numerica 12, 399-450",
 )
 
-# Yoshida (1990), eq. (2.11): three leapfrogs, of lengths OUTER, INNER, OUTER.
+# Yoshida (1990): three leapfrogs, of lengths OUTER, INNER, OUTER.
 OUTER = 1 / (2 - 2 ** (1 / 3))
 INNER = -(2 ** (1 / 3)) / (2 - 2 ** (1 / 3))
 
@@ -133,5 +134,6 @@ yoshida4 = SymplecticTableau(
     order=4,
     kick=(OUTER / 2, (OUTER + INNER) / 2, (INNER + OUTER) / 2, OUTER / 2),
     drift=(OUTER, INNER, OUTER, 0),
-    source="H. Yoshida (1990), Construction of higher order symplectic integrators, Phys. Lett. A 150, 262-268",
+    source="H. Yoshida (1990), Construction of higher order symplectic integrators, Phys. Lett. A 150, "
+    "262-268",
 )

@@ -13,17 +13,22 @@ from neurode.methods.trees import elementary_weights, first_failure
 Floats = tuple[float, ...]
 Rows = tuple[Floats, ...]
 
-# Residuals of conditions evaluated in double precision, relative to the size of their terms. Tableaus that are published
-# as 16-digit decimals reach 1e-15; a wrong digit anywhere a user would make one shows at 1e-10 or more.
+# Residuals of conditions evaluated in double precision, relative to the size of their terms. Tableaus that
+# are published as 16-digit decimals reach 1e-15; a wrong digit anywhere a user would make one shows at 1e-10
+# or more.
 TOLERANCE = 1e-12
 # Beyond order 9 the number of rooted trees (719 more for order 10) makes checking at import slow.
 HIGHEST_CHECKED_ORDER = 9
 # The interpolant through y0, f0, y1, f1 (Hairer, Norsett & Wanner 1993, II.6, eq. 6.7).
 HERMITE_ORDER = 3
 
+# What is given, exact, and the floats derived from it.
+ROWS = (("b", "B"), ("c", "C"), ("b_error", "E"), ("b_error2", "E2"), ("extra_c", "extra_C"))
+MATRICES = (("a", "A"), ("dense", "P"), ("extra_a", "extra_A"))
+
 
 def exact(numbers: str) -> tuple[Fraction, ...]:
-    """Read a row of exact numbers, separated by blanks: fractions `44/45`, integers or decimals of any length.
+    """Read a row of exact numbers, separated by blanks: fractions `44/45`, integers, decimals of any length.
 
     Example:
         >>> exact("1/5 0 -0.25")
@@ -37,22 +42,22 @@ class ButcherTableau:
     """An explicit Runge-Kutta method as its numbers, checked on construction.
 
     A step from `(t, y)` of size `h` evaluates `k_i = f(t + c_i h, y + h sum_j a_ij k_j)` and moves to
-    `y + h sum_i b_i k_i`. Construction fails unless the row sums, the order conditions of the declared order (every
-    rooted tree), the error estimate and the dense output hold; what can be derived is derived.
+    `y + h sum_i b_i k_i`. Construction fails unless the row sums, the order conditions of the declared order
+    (every rooted tree), the error estimate and the dense output hold; what can be derived is derived.
 
     Args:
         name: what users type.
         order: order p of the solution, at least 1.
-        a: one row a stage, row i with i numbers; the first row is empty. A method whose last stage is evaluated at the
-            new point (FSAL) has that stage as its last row, equal to `b`.
+        a: one row a stage, row i with i numbers; the first row is empty. A method whose last stage is
+            evaluated at the new point (FSAL) has that stage as its last row, equal to `b`.
         b: weights of the solution, one a stage (0 for an FSAL stage).
         c: abscissae, one a stage; `c[i]` is the sum of row i.
         b_error: weights `b - b_hat` of the error estimate, one a stage; None for a method of fixed steps.
         b_error2: weights of a second estimate; the two combine to `err**2 / sqrt(err**2 + 0.01 err2**2)`.
-        order_error: order of the embedded solution, so that `1 / (order_error + 1)` is the controller's exponent;
-            derived when None. For two estimates it is the order that their combination behaves as.
-        dense: `P[i][j]`, with `y(t + theta h) = y + h sum_i k_i sum_j P[i][j] theta**(j + 1)`, one row a stage,
-            then one row an extra stage; None for the cubic Hermite interpolant.
+        order_error: order of the embedded solution, so that `1 / (order_error + 1)` is the controller's
+            exponent; derived when None. For two estimates it is the order that their combination behaves as.
+        dense: `P[i][j]`, with `y(t + theta h) = y + h sum_i k_i sum_j P[i][j] theta**(j + 1)`, one row a
+            stage, then one row an extra stage; None for the cubic Hermite interpolant.
         extra_a: rows of stages evaluated only for dense output; row i has `len(a) + i` numbers.
         extra_c: their abscissae.
         dense_order: order q of the dense output: over one step its error is `O(h**(q + 1))`. Derived when 0.
@@ -65,9 +70,10 @@ class ButcherTableau:
         num_stages: number of rows, an FSAL stage included.
         num_evaluations_per_step: evaluations of `f` that a step costs: one less than the stages when FSAL.
         num_dense_evaluations: further evaluations in a step that needs dense output.
-        end_stage: the position, extra stages included, of the stage that is `f` at the new point; None if there is none.
-            It is the last stage when FSAL, and an extra stage in some dense outputs.
-        dense_continuous_derivative: whether the dense output's derivative equals `f` at both ends of every step.
+        end_stage: the position, extra stages included, of the stage that is `f` at the new point; None if
+            there is none. It is the last stage when FSAL, and an extra stage in some dense outputs.
+        dense_continuous_derivative: whether the dense output's derivative equals `f` at both ends of every
+            step.
         A, B, C, E, E2, P, extra_A, extra_C: the same numbers as tuples of Python floats.
 
     Raises:
@@ -77,8 +83,8 @@ class ButcherTableau:
         E. Hairer, S. P. Norsett, G. Wanner (1993), Solving Ordinary Differential Equations I, chapter II.
 
     Example:
-        A method of one's own, and what is derived from its numbers (Heun's second-order method with Euler's method
-        for the error estimate):
+        A method of one's own, and what is derived from its numbers (Heun's second-order method with Euler's
+        method for the error estimate):
 
         >>> from neurode.methods import ButcherTableau
         >>> mine = ButcherTableau(
@@ -89,8 +95,8 @@ class ButcherTableau:
         (1, False, 2, 2)
         >>> ButcherTableau(name="wrong", order=3, a=[[], [1]], b=[1 / 2, 1 / 2], c=[0, 1], source="")
         Traceback (most recent call last):
-        neurode._errors.InputError: tableau 'wrong': declared order 3, but the order condition of a rooted tree with 3 \
-vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
+        neurode._errors.InputError: tableau 'wrong': declared order 3, but a condition of order 3 (the \
+rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
     """
 
     name: str
@@ -123,6 +129,7 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
     P: Rows | None = field(init=False, repr=False, compare=False)
     extra_A: Rows = field(init=False, repr=False, compare=False)
     extra_C: Floats = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._freeze()
@@ -145,32 +152,33 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
 
     def _freeze(self) -> None:
         """Turn what was given into tuples, and derive the floats that the solver computes with."""
-        for name, twin in (
-            ("b", "B"),
-            ("c", "C"),
-            ("b_error", "E"),
-            ("b_error2", "E2"),
-            ("extra_c", "extra_C"),
-        ):
+        for name, twin in ROWS:
             given = getattr(self, name)
             row = None if given is None else tuple(given)
-            self._set(**{name: row, twin: None if row is None else tuple(map(float, row))})
-        for name, twin in (("a", "A"), ("dense", "P"), ("extra_a", "extra_A")):
+            self._set(**{name: row, twin: None if row is None else self._floats(name, row)})
+        for name, twin in MATRICES:
             given = getattr(self, name)
             rows = None if given is None else tuple(map(tuple, given))
-            self._set(
-                **{name: rows, twin: None if rows is None else tuple(tuple(map(float, row)) for row in rows)}
-            )
-        # Numbers only: hashes of strings and of None differ between processes, and this one travels in pickles.
+            twins = None if rows is None else tuple(self._floats(name, row) for row in rows)
+            self._set(**{name: rows, twin: twins})
+        # Numbers only: hashes of strings and of None differ between processes, and this one travels in
+        # pickles.
         self._set(_hash=hash((self.order, self.A, self.B, self.C, self.E or (), self.P or ())))
+
+    def _floats(self, name: str, row: tuple[Any, ...]) -> Floats:
+        try:
+            return tuple(map(float, row))
+        except (TypeError, ValueError):
+            raise self._refuse(f"`{name}` needs numbers (floats, integers or fractions), got {row}") from None
 
     def _check_lengths(self) -> None:
         num = len(self.a)
-        if self.order < 1 or num < 1:
+        if not isinstance(self.order, int) or self.order < 1 or num < 1:
             raise self._refuse(
-                f"needs order >= 1 and at least one stage, got order={self.order} and {num} rows in `a`"
+                f"needs an integer order >= 1 and at least one stage, got order={self.order!r} and {num} rows "
+                "in `a`"
             )
-        for i, row in enumerate(self.a + self.extra_a):
+        for i, row in enumerate((*self.a, *self.extra_a)):
             if len(row) != i:
                 raise self._refuse(
                     f"row {i} of `a` (then `extra_a`) needs {i} numbers, got {len(row)}: {row}"
@@ -194,8 +202,8 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
 
     def _derive_stages(self) -> None:
         num = len(self.a)
-        rows, nodes = self.a + self.extra_a, self.c + self.extra_c
-        weights = self.b + (0,) * len(self.extra_a)
+        rows, nodes = (*self.a, *self.extra_a), (*self.c, *self.extra_c)
+        weights = (*self.b, *[0] * len(self.extra_a))
         ends = [
             i
             for i in range(1, len(rows))
@@ -219,7 +227,7 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
                 )
 
     def _check_order(self) -> list[Floats]:
-        """Check `b` against every rooted tree, and return the weights of all stages for the checks that follow."""
+        """Check `b` against every rooted tree, and return all stages' weights for the checks that follow."""
         if self.order > HIGHEST_CHECKED_ORDER:
             raise self._refuse(
                 f"order {self.order} is beyond {HIGHEST_CHECKED_ORDER}, the highest that can be checked"
@@ -229,8 +237,8 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
         if failure is not None:
             tree, residual = failure
             raise self._refuse(
-                f"declared order {self.order}, but the order condition of a rooted tree with {tree.order} vertices "
-                f"(density {tree.density}) is missed by {residual:.2g}; check `a` and `b`, or declare "
+                f"declared order {self.order}, but a condition of order {tree.order} (the rooted tree of "
+                f"density {tree.density}) is missed by {residual:.2g}; check `a` and `b`, or declare "
                 f"`order={tree.order - 1}`"
             )
         return weights
@@ -275,7 +283,7 @@ vertices (density 6) is missed by 0.17; check `a` and `b`, or declare `order=2`
         self._set(dense_order=derived)
 
     def _check_dense_ends(self, P: Rows) -> None:
-        """Check that the dense output ends at the step's end, and find out whether its derivative is `f` there."""
+        """Check that the dense output ends at the step's end, and whether its derivative is `f` there."""
         ends = self.B + (0.0,) * len(self.extra_A)
         for i, (row, end) in enumerate(zip(P, ends, strict=True)):
             if not abs(sum(row) - end) <= TOLERANCE * max(1.0, sum(map(abs, row))):

@@ -1,11 +1,12 @@
 """Rooted trees: the order conditions of Runge-Kutta methods, one condition a tree, for any order.
 
 A method with coefficients `a, b` has order p when for every rooted tree t with at most p vertices
-`sum_i b_i phi_i(t) = 1 / gamma(t)`, where `phi_i` multiplies `sum_j a_ij phi_j(child)` over the children of the root
-and `gamma` is the density of the tree. Everything here works on exact fractions and on floats alike.
+`sum_i b_i phi_i(t) = 1 / gamma(t)`, where `phi_i` multiplies `sum_j a_ij phi_j(child)` over the children of
+the root and `gamma` is the density of the tree. Everything here works on exact fractions and on floats alike.
 
 References:
-    J. C. Butcher (1963), Coefficients for the study of Runge-Kutta integration processes, J. Austral. Math. Soc. 3.
+    J. C. Butcher (1963), Coefficients for the study of Runge-Kutta integration processes, J. Austral. Math.
+        Soc. 3.
     E. Hairer, S. P. Norsett, G. Wanner (1993), Solving Ordinary Differential Equations I, section II.2.
 """
 
@@ -29,8 +30,8 @@ class Tree(NamedTuple):
 def rooted_trees(order: int) -> tuple[Tree, ...]:
     """List every rooted tree with at most `order` vertices, smaller trees first.
 
-    The list for order p starts with the list for p - 1, so that `children` are positions valid in both. There are
-    1, 1, 2, 4, 9, 20, 48, 115, 286 trees with 1, ..., 9 vertices.
+    The list for order p starts with the list for p - 1, so that `children` are positions valid in both. There
+    are 1, 1, 2, 4, 9, 20, 48, 115, 286 trees with 1, ..., 9 vertices.
 
     Example:
         >>> len(rooted_trees(5)), rooted_trees(3)[-1]
@@ -49,7 +50,7 @@ def rooted_trees(order: int) -> tuple[Tree, ...]:
 
 
 def _forests(trees: tuple[Tree, ...], vertices: int, largest: int) -> list[tuple[int, ...]]:
-    """Multisets of trees with `vertices` vertices in all and no position above `largest`, as falling tuples."""
+    """Multisets of trees with so many vertices in all and no position above `largest`, as falling tuples."""
     if vertices == 0:
         return [()]
     found = []
@@ -97,9 +98,9 @@ def first_failure(
         row: the weights `b_i` to be tested.
         order: largest number of vertices to test.
         tolerance: residual to be let pass, relative to `max(1, sum_i |b_i|)`; 0 for exact fractions.
-        power: None tests `sum b phi = 1 / gamma` for all trees. A number tests a coefficient of `theta**power` in a
-            dense output, which must be `1 / gamma` for trees with that many vertices and zero for all others
-            (0: zero for all, as an error estimate has it).
+        power: None tests `sum b phi = 1 / gamma` for all trees. A number tests a coefficient of
+            `theta**power` in a dense output, which must be `1 / gamma` for trees with that many vertices and
+            zero for all others (0: zero for all, as an error estimate has it).
     """
     allowed = tolerance * max(1, sum(map(abs, row))) if tolerance else 0
     for tree, phi in zip(rooted_trees(order), weights, strict=False):

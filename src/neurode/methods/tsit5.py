@@ -52,6 +52,6 @@ tsit5 = ButcherTableau(
         exact("0 3/2 -4 5/2"),
     ),
     dense_order=4,
-    source="Ch. Tsitouras (2011), Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying "
-    "assumption, Comput. Math. Appl. 62, 770-775",
+    source="Ch. Tsitouras (2011), Runge-Kutta pairs of order 5(4) satisfying only the first column "
+    "simplifying assumption, Comput. Math. Appl. 62, 770-775",
 )

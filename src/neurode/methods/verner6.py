@@ -1,9 +1,10 @@
-"""Verner's most efficient 6(5) pair: order 6(5), nine stages, FSAL, 6th-order dense output of three extra stages."""
+"""Verner's most efficient pair: order 6(5), nine stages, FSAL, 6th-order dense output (3 extra stages)."""
 
 from neurode.methods.tableau import ButcherTableau, exact
 
-# Fractions longer than 27 characters are rounded to 24 decimal places. The last nodes lie close together (0.9725, 0.9995,
-# 1, 1), so weights reach 177 and those of the dense output 1.2e5: a pair for float64, which float32 states cannot resolve.
+# Fractions longer than 27 characters are rounded to 24 decimal places. The last nodes lie close together
+# (0.9725, 0.9995, 1, 1), so weights reach 177 and those of the dense output 1.2e5: a pair for float64, which
+# float32 states cannot resolve.
 verner6 = ButcherTableau(
     name="verner6",
     order=6,
@@ -106,6 +107,7 @@ verner6 = ButcherTableau(
         ),
     ),
     dense_order=6,
-    source="J. H. Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms 53, 383-396; "
-    "coefficients: the author's tables at https://www.sfu.ca/~jverner/, file RKV65.IIIXb.Efficient.00000144617.081204",
+    source="J. H. Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms "
+    "53, 383-396; coefficients: the author's tables at https://www.sfu.ca/~jverner/, file "
+    "RKV65.IIIXb.Efficient.00000144617.081204",
 )

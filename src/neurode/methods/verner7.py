@@ -1,4 +1,4 @@
-"""Verner's most efficient 7(6) pair: order 7(6), ten stages, 7th-order dense output of six extra stages."""
+"""Verner's most efficient pair: order 7(6), ten stages, 7th-order dense output (six extra stages)."""
 
 from neurode.methods.tableau import ButcherTableau, exact
 
@@ -49,8 +49,9 @@ verner7 = ButcherTableau(
         "0.081317472324951099997346 -0.020295184663356282227671"
     ),
     order_error=6,
-    # The tables of 2008 that circulate give stages whose interpolant misses twelve conditions of order 7; these are the
-    # stages as corrected in 2024. The interpolant is the only one of order 7 on them: the solution of its order conditions.
+    # The tables of 2008 that circulate give stages whose interpolant misses twelve conditions of order 7;
+    # these are the stages as corrected in 2024. The interpolant is the only one of order 7 on them: the
+    # solution of its order conditions.
     extra_a=(
         exact(
             "0.047155618486272221704318 0 0 0.257505642984341518959644 0.262166539774126204771386 "
@@ -145,7 +146,7 @@ verner7 = ButcherTableau(
         ),
     ),
     dense_order=7,
-    source="J. H. Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms 53, 383-396; "
-    "coefficients: the author's tables at https://www.sfu.ca/~jverner/, file "
+    source="J. H. Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms "
+    "53, 383-396; coefficients: the author's tables at https://www.sfu.ca/~jverner/, file "
     "RKV76.IIa.Efficient.00001675585.240711",
 )

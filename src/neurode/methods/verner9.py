@@ -1,4 +1,4 @@
-"""Verner's most efficient 9(8) pair: order 9(8), 16 stages, 9th-order dense output of ten extra stages."""
+"""Verner's most efficient pair: order 9(8), 16 stages, 9th-order dense output (ten extra stages)."""
 
 from neurode.methods.tableau import ButcherTableau, exact
 
@@ -244,7 +244,7 @@ verner9 = ButcherTableau(
         ),
     ),
     dense_order=9,
-    source="J. H. Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms 53, 383-396; "
-    "coefficients: the author's tables at https://www.sfu.ca/~jverner/, file "
+    source="J. H. Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms "
+    "53, 383-396; coefficients: the author's tables at https://www.sfu.ca/~jverner/, file "
     "RKV98.IIa.Efficient.000000349.081209",
 )
