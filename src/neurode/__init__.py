@@ -7,12 +7,14 @@ from neurode._solution import EventRecord, RowStatus, Solution, Stats, Status
 from neurode._solve import solve
 from neurode.control import PID
 from neurode.methods import ButcherTableau
+from neurode.output.events import Event
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PID",
     "ButcherTableau",
+    "Event",
     "EventRecord",
     "FieldError",
     "GradientError",

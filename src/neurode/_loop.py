@@ -6,7 +6,7 @@ take what they were asked for. None of the three knows of the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from neurode import control
 from neurode._problem import Problem
 from neurode._solution import Status
 from neurode.output import compact, joint, rows
+from neurode.output.events import Events
 from neurode.stepping import Step, stepper
 
 
@@ -58,6 +59,7 @@ def integrate_joint(problem: Problem) -> Outcome:
     stepping = stepper(problem.method)
     pace = control.pace(problem, stepping)
     saver, pieces, sinks = joint.sinks_for(problem, pace.t0, pace.t1)
+    events = joint_events(problem, pace)
     carry = pace.begin(field, y) if pace.running else None
     while pace.running:
         step = stepping.step(field, pace.interval, y, carry)
@@ -65,12 +67,29 @@ def integrate_joint(problem: Problem) -> Outcome:
         if not pace.accepted:
             carry = step.restart
             continue
-        carry = joint.write(field, stepping, sinks, pace.t, step)
+        piece, carry, catch = None, step.carry, None
+        if events is not None or any(sink.wants(pace.t) for sink in sinks):
+            piece, carry = stepping.piece(field, step)
+        if events is not None:
+            catch = events.scan(piece)
+        if catch is not None:
+            step = joint.cut(step, catch)
+            pace.catch(catch)
+        joint.write(sinks, pace.t, step, piece)
         y = step.y1
-        if pace.jumped:
-            carry = None
+        if catch is not None or pace.jumped:
+            y, carry = (y if catch is None else catch.after), None
     pace.finish(y)
-    return joint_outcome(problem, pace, y, saver, pieces, field.num_calls - calls)
+    outcome = joint_outcome(problem, pace, y, saver, pieces, field.num_calls - calls)
+    return outcome if events is None else replace(outcome, events=events.records(problem.y0))
+
+
+def joint_events(problem: Problem, pace: Any) -> Events | None:
+    """The event search of a joint solve, which is one lane."""
+    if not problem.events:
+        return None
+    ends = torch.tensor([pace.t0, pace.t1], dtype=time_dtype(problem.y0.device), device=problem.y0.device)
+    return Events(problem, ends[:1], (ends[1:] - ends[:1]).abs())
 
 
 def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: Any, calls: int) -> Outcome:
@@ -81,7 +100,8 @@ def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: An
     elif saver is not None:
         ts, ys = problem.t_eval, saver.finish(problem.y0)
     else:
-        ts, ys = _time(problem.t1, problem).unsqueeze(0), y.unsqueeze(0)
+        end = pace.end_time if pace.status is Status.TERMINATED else problem.t1
+        ts, ys = _time(end, problem).unsqueeze(0), y.unsqueeze(0)
     if problem.layout.batched:
         return _with_row_status(problem, pace, y, ts, ys, pieces, calls)
     if pace.status.failed:
@@ -90,7 +110,8 @@ def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: An
         ys = torch.where(gone, torch.nan, ys) if saver is None else ys
     saved = None if not isinstance(problem.t_eval, str) else len(saver.times)
     counts = (calls, pace.num_accepted, pace.num_rejected)
-    return Outcome(y, ts, ys, pace.t, pace.status, *counts, pieces, saved)
+    end = pace.end_time if pace.status is Status.TERMINATED else pace.t
+    return Outcome(y, ts, ys, end, pace.status, *counts, pieces, saved)
 
 
 def _time(t: Any, problem: Problem) -> Tensor:
@@ -124,6 +145,7 @@ def integrate_rows(problem: Problem) -> Outcome:
     pace = control.pace(problem, stepping)
     outputs = rows.RowOutputs(problem, pace, stepping)
     final = Final(problem.y0)
+    events = Events(problem, problem.t0.detach(), (problem.t1 - problem.t0).detach().abs()) if problem.events else None
     carry = pace.begin(field, y) if pace.running else None
     may_compact = problem.compact is not False and not problem.dense and pace.can_compact
     while pace.running:
@@ -132,9 +154,16 @@ def integrate_rows(problem: Problem) -> Outcome:
         pace.judge(step)
         if pace.poisoned and torch.is_grad_enabled():
             step = stepping.step(field, pace.clean_interval, y, carry)
-        ahead = outputs.take(pace, step)
+        piece, ahead = outputs.piece(pace, step)
+        catch = events.scan(piece, pace.accepted) if events is not None else None
+        if catch is not None:
+            pace.catch(catch)
+            piece = piece._replace(y1=torch.where(catch.lanes[:, None], catch.before, piece.y1))
+        outputs.take(pace, piece)
         pace.count(field.num_calls - calls)
         y, carry = advance(pace.accepted, step, ahead, y)
+        if catch is not None:
+            y, carry = torch.where(catch.lanes[:, None], catch.after, y), None
         if pace.jumps is not None and bool(pace.jumped.any()):
             carry = None
         if may_compact and pace.running and pace.wasteful:
@@ -145,12 +174,15 @@ def integrate_rows(problem: Problem) -> Outcome:
                 final.put(pace.rows, y)
                 y, carry = y[keep], None if carry is None else carry[keep]
                 pace.compact(keep)
+                if events is not None:
+                    events.compact(keep)
                 field.take(pace.rows)
     outputs.flush(pace.rows)
     final.put(pace.rows, y)
     pace.finish(final.y)
     field.take(None)
-    return rows_outcome(problem, pace, outputs, final.y)
+    outcome = rows_outcome(problem, pace, outputs, final.y)
+    return outcome if events is None else replace(outcome, events=events.records(problem.y0))
 
 
 def advance(accepted: Tensor, step: Step, ahead: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -183,6 +215,7 @@ def rows_outcome(problem: Problem, pace: Any, outputs: Any, y: Tensor) -> Outcom
     elif outputs.saver is not None:
         ts, ys = problem.t_eval, outputs.saver.finish()
     else:
-        ts, ys = problem.t1.unsqueeze(0), y.unsqueeze(0)
+        ends = torch.where(pace.codes == Status.TERMINATED.code, pace.t_end, problem.t1)
+        ts, ys = ends.unsqueeze(0), y.unsqueeze(0)
     counts = (pace.evaluations, pace.accepts, pace.rejects)
     return Outcome(y, ts, ys, pace.t_end, pace.codes, *counts, outputs.pieces, saved)

@@ -36,6 +36,7 @@ class Problem:
         dense: keep what a continuous solution needs.
         save: what to keep of a state, or None for all of it.
         max_steps: attempted steps at most.
+        max_events: records kept of each event (per row).
         compact: whether rows that are done may leave the batch (None: where a probe shows that it is safe).
         callbacks: functions called at steps, by name.
     """
@@ -61,6 +62,7 @@ class Problem:
     dense: bool = False
     save: Callable[..., Any] | None = None
     max_steps: int = 100_000
+    max_events: int = 1024
     compact: bool | None = None
     callbacks: Any = None
     options: Any = None

@@ -18,6 +18,7 @@ from neurode._solution import RowStatus, Solution, Stats, Status
 from neurode._state import Layout, number, read_state
 from neurode.control import PID
 from neurode.output.dense import JointDense, RowDense
+from neurode.output.events import Event
 
 ENGINES = ("auto", "eager")
 
@@ -45,6 +46,8 @@ def solve(
     max_step: float = float("inf"),
     step_at: Sequence[float] | Tensor = (),
     jump_at: Sequence[float] | Tensor = (),
+    events: Sequence[Event] = (),
+    max_events: int = 1024,
     dense: bool = False,
     has_aux: bool = False,
     max_steps: int = 100_000,
@@ -79,6 +82,8 @@ def solve(
         min_step, max_step: bounds of the step's length; a step of `min_step` is accepted whatever its error.
         step_at: times that a step must end on.
         jump_at: times at which `f` jumps: a step ends there, and `f` is evaluated afresh behind.
+        events: `neurode.Event`s, located on the dense output; what happened is in `solution.events`.
+        max_events: how often one event may happen (in a row) before the solve ends with a status that says so.
         dense: keep a continuous solution: `solution(t)`, `solution.derivative(t)`.
         has_aux: `f` returns `(dy, aux)`.
         max_steps: attempted steps at most (per row).
@@ -110,7 +115,7 @@ def solve(
     fixed = any(value is not None for value in (steps, step_size, grid))
     chosen, method_note = _options.choose_method(method, fixed, rtol)
     rows = state.shape[0] if layout.batched else 0
-    t0, t1 = _times.read_span(t_span, layout, rows, per_row=chosen.adaptive or _wide(t_eval))
+    t0, t1 = _times.read_span(t_span, layout, rows, per_row=chosen.adaptive or _wide(t_eval) or bool(events))
     _refuse_nan(state, layout, on_failure)
     field = Field(f, layout, args, has_aux)
     field.check_rows(rows)
@@ -133,6 +138,8 @@ def solve(
         step_at=_floats("step_at", step_at),
         jump_at=_floats("jump_at", jump_at),
         t_eval=_times.read_t_eval(t_eval, t0, t1, layout, rows),
+        events=_events(events),
+        max_events=max_events,
         dense=dense,
         max_steps=max_steps,
         compact=compact,
@@ -179,6 +186,14 @@ def _floats(name: str, times: Any) -> tuple[float, ...]:
         raise InputError(f"{name}={times!r}; it must be a list or tensor of times.") from error
 
 
+def _events(events: Any) -> tuple[Event, ...]:
+    events = (events,) if isinstance(events, Event) else tuple(events)
+    for event in events:
+        if not isinstance(event, Event):
+            raise InputError(f"events holds a {type(event).__name__}; type events=[neurode.Event(g, terminal=True)].")
+    return events
+
+
 def _unreadable(y: Tensor) -> bool:
     """True where values cannot be read: under `torch.compile` and functorch transforms."""
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y)
@@ -213,6 +228,7 @@ def _finish(problem: Problem, outcome: Outcome, stats: Stats, on_failure: str) -
         stats=stats,
         t1=torch.as_tensor(outcome.t1, dtype=outcome.ts.dtype, device=outcome.ts.device),
         num_saved=outcome.num_saved,
+        events=outcome.events,
         interpolant=_interpolant(problem, outcome),
     )
     if on_failure == "raise" and not _unreadable(outcome.y1):

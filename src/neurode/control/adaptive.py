@@ -164,11 +164,20 @@ class JointPace:
         ratios = [float(norm(scaled_error(self.problem, e, y0, y1))) for e in self.stepper.errors(step)]
         return ratios[0] if len(ratios) == 1 else two_estimates(ratios[0], ratios[1])
 
-    def restart(self, t: Any) -> None:
-        """Go on from `t`, an event inside the step just taken; `t` may carry a gradient."""
-        self.t, self.start = number(t), t
+    def catch(self, catch: Any) -> None:
+        """Go on from an event inside the step just taken, or end there."""
+        t = catch.t[0]
+        self.t, self.start = number(t), t if t.requires_grad else number(t)
+        self.h = min(self.h, float(catch.gap[0]))  # events that accumulate must not be stepped over
         self.running = True
         self._propose()
+        if int(catch.ended[0]) >= 0:
+            self.stop(list(Status)[int(catch.ended[0])])
+
+    @property
+    def end_time(self) -> Any:
+        """Where the solve ended, with the gradient of an event's time."""
+        return self.start
 
     def stop(self, status: Status) -> None:
         """End here."""

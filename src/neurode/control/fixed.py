@@ -46,7 +46,7 @@ class FixedPace:
         self.last = len(self.grid) - 1
         self.accepted: Any = True
         self.status: Any = Status.SUCCESS
-        self.num_rejected = 0
+        self.num_rejected = self.accepts = 0
         self.stopped = False
 
     def begin(self, field: Any, y: Tensor) -> None:
@@ -76,7 +76,7 @@ class FixedPace:
 
     @property
     def num_accepted(self) -> int:
-        return self.index
+        return self.accepts + self.index
 
     @property
     def interval(self) -> Interval:
@@ -86,11 +86,20 @@ class FixedPace:
         """Accept, and go on to the next point of the grid."""
         self.index += 1
 
-    def restart(self, t: Any) -> None:
-        """Go on from `t`, an event inside the step just taken, to the grid's next point."""
+    def catch(self, catch: Any) -> None:
+        """Go on from an event inside the step just taken to the grid's next point, or end there."""
         self.grid = list(self.grid)
         self.index -= 1
-        self.grid[self.index] = t
+        t = catch.t[0]
+        self.grid[self.index] = t if t.requires_grad else float(t)
+        self.accepts += 1
+        if int(catch.ended[0]) >= 0:
+            self.stop(list(Status)[int(catch.ended[0])])
+
+    @property
+    def end_time(self) -> Any:
+        """Where the solve ended, with the gradient of an event's time."""
+        return self.grid[self.index]
 
     def stop(self, status: Status) -> None:
         """End here."""
@@ -123,18 +132,27 @@ class RowGridPace:
 
     def __init__(self, problem: Any) -> None:
         self.grid, self.dtype = problem.grid, problem.field.time_dtype
-        exact = self.grid.detach()
-        total = exact.shape[1]
-        self.rows, self.whole = torch.arange(total, device=exact.device), True
-        self.sign = torch.where(exact[-1] >= exact[0], 1.0, -1.0).to(exact.dtype)
-        self.moves = exact[1:] != exact[:-1]
-        self.index, self.last = 0, len(exact) - 1 if bool(self.moves.any()) else 0
-        self.codes = torch.zeros(total, dtype=torch.int64, device=exact.device)
-        self.t_end, self.exact = exact[-1], exact
-        self.accepts = self.moves.sum(0)
-        self.rejects, self.evaluations = torch.zeros_like(self.accepts), torch.zeros_like(self.accepts)
+        self.exact = self.grid.detach()
+        device = self.exact.device
+        points, total = self.exact.shape
+        self.rows, self.whole = torch.arange(total, device=device), True
+        self.sign = torch.where(self.exact[-1] >= self.exact[0], 1.0, -1.0).to(self.exact.dtype)
+        self.next = torch.ones(total, dtype=torch.int64, device=device)  # the grid point that each row goes to
+        self.start, self.t = self.grid[0], self.exact[0]
+        self.attempts = points - 1 if bool((self.exact[1:] != self.exact[:-1]).any()) else 0
+        self.live = torch.ones(total, dtype=torch.bool, device=device)
+        self.codes = torch.zeros(total, dtype=torch.int64, device=device)
+        self.t_end = self.grid[-1]
+        self.accepts = torch.zeros_like(self.codes)
+        self.rejects, self.evaluations = torch.zeros_like(self.codes), torch.zeros_like(self.codes)
         self.watch: Any = None
         self.watched = 1
+        self._propose()
+
+    def _propose(self) -> None:
+        inside = self.live & (self.next < len(self.grid))
+        point = self.next.clamp_max(len(self.grid) - 1).unsqueeze(0)
+        self.end = torch.where(inside, self.grid.gather(0, point)[0], self.start)
 
     def begin(self, field: Any, y: Tensor) -> None:
         """A fixed grid needs nothing to begin."""
@@ -142,21 +160,38 @@ class RowGridPace:
 
     @property
     def running(self) -> bool:
-        return self.index < self.last
+        return self.attempts > 0
 
     @property
     def interval(self) -> Interval:
-        return Interval(self.grid[self.index], self.grid[self.index + 1], self.dtype)
+        return Interval(self.start, self.end, self.dtype)
 
     def judge(self, step: Step) -> None:
         """Accept every row that moved."""
-        self.tried_from, self.tried = self.exact[self.index], self.exact[self.index + 1]
-        self.accepted = self.moves[self.index]
-        self.index += 1
+        self.tried_from, self.tried = self.t, self.end.detach()
+        self.accepted = self.tried != self.tried_from
+        self.accepts = self.accepts + self.accepted
+        self.start, self.t, self.next = self.end, self.tried, self.next + 1
+        self.attempts -= 1
+        self._propose()
+
+    def catch(self, catch: Any) -> None:
+        """Rows go on from an event inside the step just taken to the grid's next point, or end there."""
+        lanes = catch.lanes
+        self.start = torch.where(lanes, catch.t, self.start)
+        self.t = self.start.detach()
+        self.tried = torch.where(lanes, self.t, self.tried)
+        self.next = torch.where(lanes, self.next - 1, self.next)
+        ended = lanes & (catch.ended >= 0)
+        self.codes = torch.where(ended, catch.ended, self.codes)
+        self.t_end = torch.where(ended, catch.t, self.t_end)
+        self.live = self.live & ~ended
+        self.attempts += 1  # rows that were caught have one more step to take than the rest
+        self._propose()
 
     def count(self, calls: int) -> None:
         """Charge the rows that moved with `calls` evaluations of `f`."""
-        self.evaluations += self.accepted * calls
+        self.evaluations = self.evaluations + self.accepted * calls
 
     def finish(self, y1: Tensor) -> None:
         """Look once, at the end, which rows are still finite."""

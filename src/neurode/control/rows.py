@@ -206,8 +206,33 @@ class RowPace:
 
     def _end_rows(self, which: Tensor, status: Status) -> None:
         self.codes[self.rows] = torch.where(which, status.code, self.codes[self.rows])
-        self.t_end[self.rows] = torch.where(which, self.t, self.t_end[self.rows])
+        self.t_end = self.t_end.index_copy(0, self.rows, torch.where(which, self.t, self.t_end[self.rows]))
         self.live = self.live & ~which
+
+    @torch.no_grad()
+    def catch(self, catch: Any) -> None:
+        """Rows go on from an event inside the step just taken, or end there."""
+        lanes, exact = catch.lanes, catch.t.detach()
+        self.t = torch.where(lanes, exact, self.t)
+        if self.start.requires_grad or catch.t.requires_grad:
+            with torch.enable_grad():
+                self.start = torch.where(lanes, catch.t, self.start)
+        else:
+            self.start = self.t
+        self.tried = torch.where(lanes, exact, self.tried)
+        self.h = torch.where(lanes, torch.minimum(self.h, catch.gap), self.h)  # do not step over what accumulates
+        self.live = self.live | lanes  # a row may have reached its end in this step, behind the event
+        self.codes[self.rows] = torch.where(lanes, RUNNING, self.codes[self.rows])
+        for code in torch.unique(catch.ended[catch.ended >= 0]).tolist():
+            self._end_rows(lanes & (catch.ended == code), list(Status)[code])
+        with torch.enable_grad():
+            ended = lanes & (catch.ended >= 0)
+            here = torch.where(ended, catch.t, self.t_end[self.rows])
+            self.t_end = here if self.whole else self.t_end.index_copy(0, self.rows, here)
+        self.num_live = int(self.live.sum())
+        self.running = self.num_live > 0
+        if self.running:
+            self._propose()
 
     # ---- leaving rows behind
 

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode._field import Field
 from neurode._state import real_dtype
 from neurode.output.interpolant import evaluate, fractions
-from neurode.stepping import Piece, Step
+from neurode.stepping import Interval, Piece, Step
 
 
 class Samples:
@@ -120,15 +119,15 @@ def sinks_for(problem: Any, t0: float, t1: float) -> tuple[Any, Pieces | None, l
     return saver, pieces, [sink for sink in (saver, pieces) if sink is not None]
 
 
-def write(field: Field, stepper: Any, sinks: list[Any], t: float, step: Step) -> Any:
-    """Hand an accepted step to all sinks.
-
-    Returns:
-        The carry to go on from, which holds a derivative at the new time where an interpolant evaluated it.
-    """
-    carry, piece = step.carry, None
-    if any(sink.wants(t) for sink in sinks):
-        piece, carry = stepper.piece(field, step)
+def write(sinks: list[Any], t: float, step: Step, piece: Piece | None) -> None:
+    """Hand an accepted step that ends at `t` to all sinks."""
     for sink in sinks:
         sink.take(t, step, piece)
-    return carry
+
+
+def cut(step: Step, catch: Any) -> Step:
+    """A step that ends at the event inside it."""
+    t = catch.t[0] if catch.t.requires_grad else float(catch.t[0])
+    y1 = catch.before
+    interval = Interval(step.interval.t0, t, real_dtype(y1.dtype))
+    return step._replace(interval=interval, y1=y1)

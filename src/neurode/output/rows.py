@@ -65,7 +65,7 @@ def gather(pieces: list[Piece], which: Tensor, row: Tensor, times: Tensor, deriv
     dtype = real_dtype(first.y0.dtype)
     t0, t1 = pick([p.interval.t0 for p in pieces]), pick([p.interval.t1 for p in pieces])
     moves = t0.requires_grad or t1.requires_grad or times.requires_grad
-    x = ((times - t0) / (t1 - t0)).to(dtype)
+    x = ((times - t0) / torch.where(t1 == t0, 1.0, t1 - t0)).to(dtype)
     w = weights(first.powers, x, derivative)
     total = 0
     for i in range(len(first.ks)):
@@ -193,27 +193,22 @@ class RowOutputs:
         self.pieces = RowPieces() if problem.dense else None
         self.sinks = [sink for sink in (self.saver, self.pieces) if sink is not None]
         watches = [sink.watch for sink in self.sinks if hasattr(sink, "watch")]
-        self.need = bool(watches)
+        self.need, self.events = bool(watches), bool(problem.events)
         if watches and stepper.dense_costs:
             pace.watch = watches[-1]
 
-    def take(self, pace: Any, step: Any) -> Any:
-        """Take one judged attempt.
+    def piece(self, pace: Any, step: Any) -> tuple[Piece, Any]:
+        """The interpolant of a judged attempt where anything needs it, and the carry to go on from."""
+        if self.events or (self.need and (pace.watched or not self.stepper.dense_costs)):
+            return self.stepper.piece(self.field, step)
+        return Piece(step.interval, step.y0, step.y1, step.ks, ()), step.carry
 
-        Returns:
-            The carry that the accepted rows go on from.
-        """
-        carry = step.carry
-        if not self.sinks:
-            return carry
-        if self.need and (pace.watched or not self.stepper.dense_costs):
-            piece, carry = self.stepper.piece(self.field, step)
+    def take(self, pace: Any, piece: Piece) -> None:
+        """Take one judged attempt."""
+        if self.sinks and (piece.powers or not self.need):
             self.window.add(pace, piece)
-        elif not self.need:
-            self.window.add(pace, Piece(step.interval, step.y0, step.y1, step.ks, ()))
         if len(self.window) >= WINDOW:
             self.flush(pace.rows)
-        return carry
 
     def flush(self, rows: Tensor) -> None:
         """Empty the window."""
