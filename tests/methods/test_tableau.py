@@ -118,7 +118,7 @@ def test_refuses(good, change, message):
     "name", ["rk4", "dopri5", "tsit5", "verner6", "verner7", "verner9", "dopri8", "dop853"]
 )
 def test_one_wrong_digit_is_found(name):
-    """A typing error of 1e-5 in any row, its sum kept, does not pass (verner9 hardly depends on its third)."""
+    """A typo of 1e-5 in any row, its sum kept, does not pass (verner9 hardly depends on its third)."""
     good = get(name)
     for i, row in enumerate(good.a):
         used = [j for j, x in enumerate(row) if x]

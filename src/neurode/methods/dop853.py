@@ -1,11 +1,17 @@
 """Hairer's DOP853: order 8(5, 3), thirteen stages, FSAL, 7th-order dense output with three extra stages."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
 from neurode.methods.tableau import ButcherTableau, exact
 
 NUM_STAGES = 16  # with the three extra ones
 
 
-def continuous_extension(last_stage, corrections):
+def continuous_extension(
+    last_stage: Sequence[Fraction], corrections: Sequence[Sequence[Fraction]]
+) -> list[list[Any]]:
     """Write the dense output in powers of theta.
 
     The book (II.6, p. 195) writes it nested, with s = 1 - theta, as
@@ -21,8 +27,10 @@ def continuous_extension(last_stage, corrections):
         [2 * r - f - g for r, f, g in zip(rise, start, end, strict=True)],
         *corrections,
     ]
-    powers = [1]  # the polynomial that multiplies F0, F1, ... beyond the first theta, lowest power first
-    dense = [[0] * len(nested) for _ in range(NUM_STAGES)]
+    powers: list[int] = [
+        1
+    ]  # the polynomial that multiplies F0, F1, ... beyond the first theta, lowest power first
+    dense: list[list[Any]] = [[0] * len(nested) for _ in range(NUM_STAGES)]
     for level, row in enumerate(nested):
         for i, weight in enumerate(row):
             for j, power in enumerate(powers):
