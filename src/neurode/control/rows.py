@@ -206,7 +206,8 @@ class RowPace:
 
     def _end_rows(self, which: Tensor, status: Status) -> None:
         self.codes[self.rows] = torch.where(which, status.code, self.codes[self.rows])
-        self.t_end = self.t_end.index_copy(0, self.rows, torch.where(which, self.t, self.t_end[self.rows]))
+        with torch.set_grad_enabled(self.t_end.requires_grad):  # an event's time keeps its gradient
+            self.t_end = self.t_end.index_copy(0, self.rows, torch.where(which, self.t, self.t_end[self.rows]))
         self.live = self.live & ~which
 
     @torch.no_grad()
