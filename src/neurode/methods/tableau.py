@@ -17,7 +17,7 @@ Rows = tuple[Floats, ...]
 # are published as 16-digit decimals reach 1e-15; a wrong digit anywhere a user would make one shows at 1e-10
 # or more.
 TOLERANCE = 1e-12
-# There are 7,813 rooted trees with at most 12 vertices, checked in a tenth of a second; they triple with every
+# There are 7,813 rooted trees with at most 12 vertices, checked in a tenth of a second; they triple with each
 # further order.
 HIGHEST_CHECKED_ORDER = 12
 # The interpolant through y0, f0, y1, f1 (Hairer, Norsett & Wanner 1993, II.6, eq. 6.7).
