@@ -51,6 +51,9 @@ def is_per_row(node: Any) -> bool:
 def take_rows(args: tuple[Any, ...], index: Tensor | None) -> tuple[Any, ...]:
     """Unwrap every `PerRow` in `args`, cut to the rows `index` (all of them where it is None)."""
 
+    if not args:
+        return args
+
     def cut(node: Any) -> Any:
         if not is_per_row(node):
             return node
@@ -131,6 +134,8 @@ class Field:
 
     def check_rows(self, rows: int) -> None:
         """Refuse per-row data whose leading size is not the batch."""
+        if not self.all_args:
+            return
         for node in pytree.tree_leaves(self.all_args, is_leaf=is_per_row):
             if not is_per_row(node):
                 continue

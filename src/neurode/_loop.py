@@ -68,14 +68,15 @@ def integrate_joint(problem: Problem) -> Outcome:
             carry = step.restart
             continue
         piece, carry, catch = None, step.carry, None
-        if events is not None or any(sink.wants(pace.t) for sink in sinks):
+        if events is not None or (sinks and any(sink.wants(pace.t) for sink in sinks)):
             piece, carry = stepping.piece(field, step)
         if events is not None:
             catch = events.scan(piece)
         if catch is not None:
             step = joint.cut(step, catch)
             pace.catch(catch)
-        joint.write(sinks, pace.t, step, piece)
+        if sinks:
+            joint.write(sinks, pace.t, step, piece)
         y = step.y1
         if catch is not None or pace.jumped:
             y, carry = (y if catch is None else catch.after), None

@@ -131,8 +131,10 @@ def read_tolerance(name: str, value: Any, layout: Layout, y0: Tensor, lowest: fl
     if isinstance(value, bool) or value is None:
         raise InputError(f"{name}={value!r}; it must be a positive number, such as {name}=1e-6.")
     if isinstance(value, int | float):
-        _refuse_tolerance(name, torch.tensor(float(value), dtype=torch.float64), lowest)
-        return float(value)
+        number_ = float(value)
+        if not (number_ >= lowest and math.isfinite(number_)) and number_ != 0.0:
+            _refuse_tolerance(name, torch.tensor(number_, dtype=torch.float64), lowest)
+        return number_
     if isinstance(value, Tensor) and value.requires_grad:
         raise InputError(f"{name} requires grad, but tolerances are not differentiated. Type {name}.detach().")
     packed = _pack_tolerance(name, value, layout, y0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neurode._solution import Status
 from neurode._state import number
-from neurode.stepping import Interval, Step
+from neurode.stepping import Interval, Step, places
 
 
 def grid_of_steps(t0: Any, t1: Any, steps: int) -> Any:
@@ -48,6 +48,7 @@ class FixedPace:
         self.status: Any = Status.SUCCESS
         self.num_rejected = self.accepts = 0
         self.stopped = False
+        self.stamps = self._stamps()
 
     def begin(self, field: Any, y: Tensor) -> None:
         """A fixed grid needs nothing to begin."""
@@ -80,7 +81,20 @@ class FixedPace:
 
     @property
     def interval(self) -> Interval:
-        return Interval(self.grid[self.index], self.grid[self.index + 1], self.dtype)
+        index = self.index
+        stamps = self.stamps[index] if self.stamps else None
+        return Interval(self.grid[index], self.grid[index + 1], self.dtype, stamps=stamps)
+
+    def _stamps(self) -> list[Any]:
+        """The times of all stages of all steps, made in one operation, where the grid is plain numbers."""
+        nodes = getattr(self.problem.method, "C", None)
+        if nodes is None or any(isinstance(t, Tensor) for t in self.grid):
+            return []
+        steps = zip(self.grid[:-1], self.grid[1:], strict=True)
+        flat = [t for t0, t1 in steps for t in places(t0, t1, nodes)]
+        times = torch.tensor(flat, dtype=self.dtype, device=self.problem.y0.device).unbind()
+        size = len(nodes)
+        return [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
 
     def judge(self, step: Step) -> None:
         """Accept, and go on to the next point of the grid."""
@@ -88,7 +102,7 @@ class FixedPace:
 
     def catch(self, catch: Any) -> None:
         """Go on from an event inside the step just taken to the grid's next point, or end there."""
-        self.grid = list(self.grid)
+        self.grid, self.stamps = list(self.grid), []
         self.index -= 1
         t = catch.t[0]
         self.grid[self.index] = t if t.requires_grad else float(t)

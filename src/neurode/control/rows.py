@@ -13,6 +13,7 @@ from neurode.control.first_step import first_step
 from neurode.stepping import Interval, Step
 
 RUNNING = -1  # the code of a row that has not ended
+LOG = 256  # attempts whose masks are kept before they are summed
 
 
 class RowPace:
@@ -39,9 +40,12 @@ class RowPace:
         self.start = problem.t0  # carries gradients of time where they are asked for
         self.t, self.end_exact = problem.t0.detach(), problem.t1.detach()
         self.sign = torch.where(self.end_exact >= self.t, 1.0, -1.0).to(self.t.dtype)
+        self.forward = bool((self.sign > 0).all())
+        self.goal = self.end_exact  # where a row goes to: the end, or, once it has ended, where it stands
         self.rtol, self.atol = problem.rtol, problem.atol
         self.k = problem.method.order_error + 1.0
-        self.floor, self.span = 10 * torch.finfo(self.t.dtype).eps, (self.end_exact - self.t).abs()
+        # The shortest step: ten times the distance between floats at the span's larger end (as SciPy's `RungeKutta`).
+        self.tiny = 10 * torch.finfo(self.t.dtype).eps * torch.maximum(self.t.abs(), self.end_exact.abs())
         self.live = self.t != self.end_exact
         self.codes = torch.where(self.live, RUNNING, Status.SUCCESS.code)
         self.t_end = self.end_exact.clone()
@@ -51,11 +55,12 @@ class RowPace:
         self.held = torch.zeros_like(self.live)
         self.finite = torch.ones_like(self.live)
         self.running, self.accepted, self.attempts = bool(self.live.any()), torch.zeros_like(self.live), 0
-        counts = torch.zeros(total, dtype=torch.int64, device=device)
-        self.accepts, self.rejects, self.evaluations = counts, counts.clone(), counts.clone()
+        self.counts = torch.zeros(3, total, dtype=torch.int64, device=device)  # evaluations, accepted, rejected
+        self.log: list[tuple[Tensor, Tensor, int]] = []
         self.num_live = int(self.live.sum())
         self.watch: Any = None  # a function of the pace, set by the loop: its true elements are counted in `watched`
-        self.watched, self.poisoned = 0, False
+        self.watched, self.poisoned = False, False
+        self.taped = torch.is_grad_enabled()
         stops = [float(s) for s in (*problem.step_at, *problem.jump_at)]
         self.stops = torch.tensor(sorted(set(stops)), dtype=self.t.dtype, device=device) if stops else None
         jumps = sorted({float(s) for s in problem.jump_at})
@@ -72,10 +77,12 @@ class RowPace:
             bad = self.live & ~torch.isfinite(f0.detach()).all(1)
             self._first_step(field, y.detach(), f0.detach())
             self.h = torch.where(torch.isfinite(self.h), self.h, torch.zeros_like(self.h))
-            self._end_rows(bad, Status.NON_FINITE)
-            self.evaluations += (field.num_calls - calls) * self.live
-            self.num_live = int(self.live.sum())
-            self.running = self.num_live > 0
+            self.log.append((self.live, torch.ones_like(self.live), field.num_calls - calls))
+            self.poisoned = bool(bad.any())
+            if self.poisoned:
+                self._end_rows(bad, Status.NON_FINITE)
+            self.count_rows()
+            self.counts[1:] = 0  # evaluations there were, steps not yet
             self._propose()
         return f0
 
@@ -102,30 +109,35 @@ class RowPace:
     # ---- one step
 
     def _propose(self) -> None:
+        """Turn the wanted lengths into intervals that end on the goal or on a time to be hit."""
         problem = self.problem
-        self.h = self.h.clamp(problem.min_step, problem.max_step)
-        target = self._next_stop()
-        remaining = (target - self.t) * self.sign
-        self.cut = remaining < self.h
-        reach = self.h * STRETCH >= remaining
-        end = torch.where(reach, target, self.t + self.sign * self.h)
-        self.end = torch.where(self.live, end, self.t)
-        self.length = (self.end - self.t).abs()
-        with torch.enable_grad():
+        if problem.min_step or problem.max_step != float("inf"):
+            self.h = self.h.clamp(problem.min_step, problem.max_step)
+        target = self.goal if self.stops is None else self._next_stop()
+        remaining = target - self.t
+        h = self.h if self.forward else self.h * self.sign
+        far = remaining if self.forward else remaining * self.sign
+        self.cut = None if self.stops is None else far < self.h
+        self.end = torch.where(self.h * STRETCH >= far, target, self.t + h)
+        with torch.set_grad_enabled(self.start.requires_grad or self.t1.requires_grad):
             self.interval = Interval(self.start, self._exact_end(self.end), self.problem.field.time_dtype)
+
+    @property
+    def length(self) -> Tensor:
+        """How long the present attempt is, positive."""
+        length = self.end - self.t
+        return length if self.forward else length.abs()
 
     def _exact_end(self, end: Tensor) -> Tensor:
         """`end`; where that is the end of the span, the user's own t1, which may carry a gradient."""
         return torch.where(end == self.end_exact, self.t1, end) if self.t1.requires_grad else end
 
     def _next_stop(self) -> Tensor:
-        if self.stops is None:
-            return self.end_exact
         ahead = (self.stops - self.t.unsqueeze(-1)) * self.sign.unsqueeze(-1)
         distance = torch.where(ahead > 0, ahead, torch.inf).amin(-1)
-        beyond = distance >= (self.end_exact - self.t) * self.sign
+        beyond = distance >= (self.goal - self.t) * self.sign
         index = torch.where(ahead > 0, ahead, torch.inf).argmin(-1)
-        return torch.where(beyond, self.end_exact, self.stops[index])
+        return torch.where(beyond, self.goal, self.stops[index])
 
     @property
     def clean_interval(self) -> Interval:
@@ -141,74 +153,100 @@ class RowPace:
     @torch.no_grad()
     def judge(self, step: Step) -> None:
         """Accept or reject every row's attempt and choose its next."""
-        ratio = self._ratio(step)
-        self.finite = torch.isfinite(ratio)
-        self.tried, self.tried_from, self.tried_start = self.end, self.t, self.start
-        problem, controller, live = self.problem, self.problem.controller, self.live
-        ok = (ratio <= 1) | (self.finite & (self.length <= problem.min_step)) if problem.min_step else ratio <= 1
-        accepted = ok & live
-        self.accepted = accepted
-        safe = torch.where(self.finite, ratio, torch.inf)
-        grown = self.length * controller.grow(safe, self.history, self.k, self.held)
-        if controller.retain:
-            grown = torch.where(self.cut, torch.maximum(grown, self.h), grown)
-        shrunk = self.length * controller.shrink(safe, self.k)
-        self.h = torch.where(accepted, grown, shrunk)
-        kept = controller.remember(safe, self.history)
-        self.history = tuple(torch.where(accepted, n, o) for n, o in zip(kept, self.history, strict=True))
-        self.held = live & ~accepted
+        ratio = self._ratio(step).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        self.finite = ratio < torch.inf
+        self.tried, self.tried_from, self.tried_start, self.tried_live = self.end, self.t, self.start, self.live
+        problem, length = self.problem, self.length
+        ok = ratio <= 1
+        if problem.min_step:
+            ok |= self.finite & (length <= problem.min_step)
+        self.accepted = accepted = ok & self.live
+        self._resize(ratio, length, accepted)
         self.attempts += 1
-        self.tried_live = live
-        self._tally(self.accepts, accepted)
-        self._tally(self.rejects, self.held)
-        self._advance(accepted)
-        self._read()
-        if self.running:
-            self._propose()
-
-    def _read(self) -> None:
-        """The one host read of a step: how many rows still move, whether all was finite, how much is watched for."""
-        watched = self.watch(self) if self.watch else self.live
-        numbers = torch.stack([self.live.sum(), (~self.finite).sum(), watched.sum()]).tolist()
-        self.num_live, not_finite, self.watched = numbers
-        self.running, self.poisoned = self.num_live > 0, not_finite > 0
-
-    def _ratio(self, step: Step) -> Tensor:
-        y0, y1 = step.y0.detach(), step.y1.detach()
-        ratios = [self._norm(scaled_error(self, e, y0, y1)) for e in self.stepper.errors(step)]
-        return ratios[0] if len(ratios) == 1 else two_estimates(ratios[0], ratios[1])
-
-    def _tally(self, counts: Tensor, present: Tensor) -> None:
-        """Add what the present rows did to the counts of the original batch."""
-        if self.whole:
-            counts += present
-        else:
-            counts.index_add_(0, self.rows, present.to(counts.dtype))
-
-    def count(self, calls: int) -> None:
-        """Charge the rows that moved in the last attempt with `calls` evaluations of `f`."""
-        self._tally(self.evaluations, self.tried_live * calls)
-
-    def _advance(self, accepted: Tensor) -> None:
         self.t = torch.where(accepted, self.end, self.t)
         if self.start.requires_grad:
             with torch.enable_grad():  # rows keep their own t0 until their first step is accepted
                 self.start = torch.where(accepted, self.end, self.start)
         else:
             self.start = self.t
-        done = accepted & (self.t == self.end_exact)
-        stuck = self.live & ~accepted & (self.h <= self.floor * torch.maximum(self.t.abs(), self.floor * self.span))
-        self._end_rows(done, Status.SUCCESS)
-        self._end_rows(stuck & self.finite, Status.UNDERFLOW)
-        self._end_rows(stuck & ~self.finite, Status.NON_FINITE)
-        if self.attempts >= self.problem.max_steps:
+        self._read()
+        if self.running:
+            self._propose()
+
+    def _resize(self, ratio: Tensor, length: Tensor, accepted: Tensor) -> None:
+        """The lengths of the next attempts."""
+        controller = self.problem.controller
+        grown = length * controller.grow(ratio, self.history, self.k, self.held)
+        if controller.retain and self.cut is not None:
+            grown = torch.where(self.cut, torch.maximum(grown, self.h), grown)
+        self.h = torch.where(accepted, grown, length * controller.shrink(ratio, self.k))
+        kept = controller.remember(ratio, self.history)
+        self.history = tuple(torch.where(accepted, n, o) for n, o in zip(kept, self.history, strict=True))
+        self.held = ~accepted
+
+    def _read(self) -> None:
+        """The one host read of a step: whether rows end, whether all was finite, how much is watched for."""
+        ending = (self.t == self.goal) | (self.held & (self.h <= self.tiny))
+        ending &= self.live
+        wanted = [ending]
+        if self.taped:
+            wanted.append(~self.finite & self.live)
+        if self.watch:
+            wanted.append(self.watch(self))
+        numbers = torch.stack([mask.any() for mask in wanted]).tolist() if len(wanted) > 1 else [bool(ending.any())]
+        self.poisoned = self.taped and numbers[1]
+        self.watched = bool(self.watch) and numbers[-1]
+        if numbers[0]:
+            done = ending & self.accepted
+            self._end_rows(done, Status.SUCCESS)
+            self._end_rows(ending & ~done & self.finite, Status.UNDERFLOW)
+            self._end_rows(ending & ~done & ~self.finite, Status.NON_FINITE)
+        if self.attempts >= self.problem.max_steps and self.running:
             self._end_rows(self.live, Status.MAX_STEPS)
 
+    def _ratio(self, step: Step) -> Tensor:
+        y0, y1 = step.y0.detach(), step.y1.detach()
+        ratios = [self._norm(scaled_error(self, e, y0, y1)) for e in self.stepper.errors(step)]
+        return ratios[0] if len(ratios) == 1 else two_estimates(ratios[0], ratios[1])
+
+    def count(self, calls: int) -> None:
+        """Charge the rows that moved in the last attempt with `calls` evaluations of `f`."""
+        self.log.append((self.tried_live, self.accepted, calls))
+        if len(self.log) >= LOG:
+            self.count_rows()
+
+    def count_rows(self) -> None:
+        """Add the logged attempts to the counts of the original batch."""
+        if not self.log:
+            return
+        live, accepted = (torch.stack([entry[i] for entry in self.log]) for i in (0, 1))
+        calls = torch.tensor([entry[2] for entry in self.log], device=live.device)
+        accepted = accepted & live
+        new = torch.stack([(live * calls[:, None]).sum(0), accepted.sum(0), (live & ~accepted).sum(0)])
+        self.counts.index_add_(1, self.rows, new)
+        self.log.clear()
+
+    @property
+    def evaluations(self) -> Tensor:
+        return self.counts[0]
+
+    @property
+    def accepts(self) -> Tensor:
+        return self.counts[1]
+
+    @property
+    def rejects(self) -> Tensor:
+        return self.counts[2]
+
     def _end_rows(self, which: Tensor, status: Status) -> None:
+        """Rows end here: they stand still from now on."""
         self.codes[self.rows] = torch.where(which, status.code, self.codes[self.rows])
         with torch.set_grad_enabled(self.t_end.requires_grad):  # an event's time keeps its gradient
             self.t_end = self.t_end.index_copy(0, self.rows, torch.where(which, self.t, self.t_end[self.rows]))
         self.live = self.live & ~which
+        self.goal = torch.where(which, self.t, self.goal)
+        self.num_live = int(self.live.sum())
+        self.running = self.num_live > 0
 
     @torch.no_grad()
     def catch(self, catch: Any) -> None:
@@ -222,6 +260,7 @@ class RowPace:
             self.start = self.t
         self.tried = torch.where(lanes, exact, self.tried)
         self.h = torch.where(lanes, torch.minimum(self.h, catch.gap), self.h)  # do not step over what accumulates
+        self.goal = torch.where(lanes, self.end_exact, self.goal)
         self.live = self.live | lanes  # a row may have reached its end in this step, behind the event
         self.codes[self.rows] = torch.where(lanes, RUNNING, self.codes[self.rows])
         for code in torch.unique(catch.ended[catch.ended >= 0]).tolist():
@@ -245,12 +284,12 @@ class RowPace:
 
     def compact(self, keep: Tensor) -> None:
         """Go on with the rows `keep` (indices into the present ones) alone."""
+        self.count_rows()
         take = lambda x: x.index_select(0, keep)  # noqa: E731
         self.rows, self.whole = take(self.rows), False
         same = self.start is self.t
-        self.t, self.end_exact, self.sign, self.h, self.span = map(
-            take, (self.t, self.end_exact, self.sign, self.h, self.span)
-        )
+        self.t, self.end_exact, self.goal, self.h = map(take, (self.t, self.end_exact, self.goal, self.h))
+        self.sign, self.tiny = take(self.sign), take(self.tiny)
         self.start = self.t if same else take(self.start)
         self.t1 = take(self.t1)
         self.live, self.held, self.accepted = map(take, (self.live, self.held, self.accepted))
@@ -265,7 +304,8 @@ class RowPace:
         return False if self.jumps is None else torch.isin(self.t, self.jumps)
 
     def finish(self, y1: Tensor) -> None:
-        """Nothing to look at: every accepted state had a finite error."""
+        """Every accepted state had a finite error: only the counts are left to close."""
+        self.count_rows()
 
 
 def _rows_of(tolerance: Any, keep: Tensor) -> Any:

@@ -32,13 +32,13 @@ def safe(problem: Any, pace: Any, y: Tensor, keep: Tensor) -> bool:
     try:
         whole = _evaluate(field, t, y, keep)
         field.take(pace.rows[keep])
-        part = _evaluate(field, t[keep], y[keep], None)
+        part = _evaluate(field, t[keep], y.detach()[keep], None)
     except Exception:  # noqa: BLE001 - f closes over data of all rows; whatever it raises for fewer means: keep them
         return False
     finally:
         field.take(pace.rows)
     limit = AGREEMENT.get(y.dtype, AGREEMENT_SINGLE)
-    return all(_close(a, b, limit) for a, b in zip(whole, part, strict=True)) and len(whole) == len(part)
+    return len(whole) == len(part) and all(map(_close, whole, part, [limit] * len(whole)))
 
 
 def _evaluate(field: Any, t: Tensor, y: Tensor, keep: Tensor | None) -> list[Tensor | None]:

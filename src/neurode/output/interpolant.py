@@ -13,7 +13,17 @@ from neurode.stepping import Piece
 
 @lru_cache(maxsize=256)
 def _matrix(powers: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(powers, dtype=dtype, device=device)
+    """The coefficients, one row a power, one column a derivative."""
+    return torch.tensor(powers, dtype=dtype, device=device).T.contiguous()
+
+
+def _monomials(x: Tensor, degree: int, derivative: bool) -> Tensor:
+    """`x, x^2, ...`, or their derivatives, along a new last dimension; by products, since `pow` is slow."""
+    terms = [torch.ones_like(x) if derivative else x]
+    for _ in range(degree - 1):
+        terms.append(terms[-1] * x)
+    stacked = torch.stack(terms, -1)
+    return stacked * torch.arange(1, degree + 1, dtype=x.dtype, device=x.device) if derivative else stacked
 
 
 def weights(powers: tuple[tuple[float, ...], ...], x: Tensor, derivative: bool = False) -> Tensor:
@@ -28,11 +38,7 @@ def weights(powers: tuple[tuple[float, ...], ...], x: Tensor, derivative: bool =
         `(*x.shape, number of derivatives)`.
     """
     matrix = _matrix(powers, x.dtype, x.device)
-    degree = matrix.shape[1]
-    exponents = torch.arange(1, degree + 1, dtype=x.dtype, device=x.device)
-    x = x.unsqueeze(-1)
-    basis = exponents * x ** (exponents - 1) if derivative else x**exponents
-    return basis @ matrix.T
+    return _monomials(x, len(matrix), derivative) @ matrix
 
 
 def evaluate(piece: Piece, x: Tensor, derivative: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurode.stepping.explicit import ExplicitStepper
-from neurode.stepping.interval import Interval
+from neurode.stepping.interval import Interval, places
 from neurode.stepping.step import Piece, Step
 
 STEPPERS = {"explicit": ExplicitStepper}
@@ -16,4 +16,4 @@ def stepper(method: Any) -> Any:
     return STEPPERS[method.kind](method)
 
 
-__all__ = ["STEPPERS", "ExplicitStepper", "Interval", "Piece", "Step", "stepper"]
+__all__ = ["STEPPERS", "ExplicitStepper", "Interval", "Piece", "Step", "places", "stepper"]

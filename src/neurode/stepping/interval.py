@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def places(t0: float, t1: float, nodes: tuple[float, ...]) -> list[float]:
+    """`t0 + c (t1 - t0)` for every node c, both ends exact."""
+    return [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in nodes]
+
+
 class Interval:
     """One step's interval, in one of three kinds of time.
 
@@ -19,14 +24,21 @@ class Interval:
         t0, t1: the ends.
         h: the length, as what multiplies a derivative: a float, a 0-d tensor or `(rows, 1)`, in the state's real dtype.
         after_jump, before_jump: True where `f` jumps at that end and must be seen from inside.
+        stamps: nodes, and the times at them, where a whole grid's were made at once.
     """
 
-    __slots__ = ("after_jump", "before_jump", "h", "t0", "t1")
+    __slots__ = ("after_jump", "before_jump", "h", "stamps", "t0", "t1")
 
     def __init__(
-        self, t0: Any, t1: Any, dtype: torch.dtype, after_jump: bool = False, before_jump: bool = False
+        self,
+        t0: Any,
+        t1: Any,
+        dtype: torch.dtype,
+        after_jump: bool = False,
+        before_jump: bool = False,
+        stamps: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None,
     ) -> None:
-        self.t0, self.t1 = t0, t1
+        self.t0, self.t1, self.stamps = t0, t1, stamps
         h = t1 - t0
         if isinstance(h, Tensor):
             h = h.to(dtype)
@@ -37,9 +49,11 @@ class Interval:
 
     def times(self, nodes: tuple[float, ...], like: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The times `t0 + c (t1 - t0)` for every node c, as `f` gets them: 0-d or `(rows,)`, of `dtype`."""
+        if self.stamps is not None and self.stamps[0] is nodes:
+            return self.stamps[1]
         t0, t1 = self.t0, self.t1
         if isinstance(self.h, float):
-            values = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in nodes]
+            values = places(t0, t1, nodes)
             stacked = torch.tensor(values, dtype=dtype, device=like.device)
             if not (self.after_jump or self.before_jump):
                 return stacked.unbind()

@@ -22,7 +22,9 @@ def increment(y: Tensor, ks: list[Tensor], weights: tuple[float, ...], h: Any) -
                 y = torch.add(y, k, alpha=w * h)
         return y
     total = weighted(ks, weights)
-    return y if total is None else y + h * total
+    if total is None:
+        return y
+    return torch.addcmul(y, h, total) if h.dtype is y.dtype else y + h * total
 
 
 def weighted(ks: list[Tensor], weights: tuple[float, ...]) -> Tensor | None:
