@@ -80,7 +80,7 @@ class RowPace:
             self.log.append((self.live, torch.ones_like(self.live), field.num_calls - calls))
             self.poisoned = bool(bad.any())
             if self.poisoned:
-                self._end_rows(bad, Status.NON_FINITE)
+                self._end_rows(bad, Status.NON_FINITE.code)
             self.count_rows()
             self.counts[1:] = 0  # evaluations there were, steps not yet
             self._propose()
@@ -197,12 +197,10 @@ class RowPace:
         self.poisoned = self.taped and numbers[1]
         self.watched = bool(self.watch) and numbers[-1]
         if numbers[0]:
-            done = ending & self.accepted
-            self._end_rows(done, Status.SUCCESS)
-            self._end_rows(ending & ~done & self.finite, Status.UNDERFLOW)
-            self._end_rows(ending & ~done & ~self.finite, Status.NON_FINITE)
+            stuck = torch.where(self.finite, Status.UNDERFLOW.code, Status.NON_FINITE.code)
+            self._end_rows(ending, torch.where(self.accepted, Status.SUCCESS.code, stuck))
         if self.attempts >= self.problem.max_steps and self.running:
-            self._end_rows(self.live, Status.MAX_STEPS)
+            self._end_rows(self.live, Status.MAX_STEPS.code)
 
     def _ratio(self, step: Step) -> Tensor:
         y0, y1 = step.y0.detach(), step.y1.detach()
@@ -238,9 +236,9 @@ class RowPace:
     def rejects(self) -> Tensor:
         return self.counts[2]
 
-    def _end_rows(self, which: Tensor, status: Status) -> None:
-        """Rows end here: they stand still from now on."""
-        self.codes[self.rows] = torch.where(which, status.code, self.codes[self.rows])
+    def _end_rows(self, which: Tensor, code: Any) -> None:
+        """Rows end here, with a status' code: they stand still from now on."""
+        self.codes[self.rows] = torch.where(which, code, self.codes[self.rows])
         with torch.set_grad_enabled(self.t_end.requires_grad):  # an event's time keeps its gradient
             self.t_end = self.t_end.index_copy(0, self.rows, torch.where(which, self.t, self.t_end[self.rows]))
         self.live = self.live & ~which
@@ -263,14 +261,11 @@ class RowPace:
         self.goal = torch.where(lanes, self.end_exact, self.goal)
         self.live = self.live | lanes  # a row may have reached its end in this step, behind the event
         self.codes[self.rows] = torch.where(lanes, RUNNING, self.codes[self.rows])
-        for code in torch.unique(catch.ended[catch.ended >= 0]).tolist():
-            self._end_rows(lanes & (catch.ended == code), list(Status)[code])
+        self._end_rows(lanes & (catch.ended >= 0), catch.ended)
         with torch.enable_grad():
             ended = lanes & (catch.ended >= 0)
             here = torch.where(ended, catch.t, self.t_end[self.rows])
             self.t_end = here if self.whole else self.t_end.index_copy(0, self.rows, here)
-        self.num_live = int(self.live.sum())
-        self.running = self.num_live > 0
         if self.running:
             self._propose()
 

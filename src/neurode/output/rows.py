@@ -58,8 +58,10 @@ def gather(pieces: list[Piece], which: Tensor, row: Tensor, times: Tensor, deriv
         `(m, size)`.
     """
 
+    place = which * len(pieces[0].y0) + row
+
     def pick(tensors: list[Tensor]) -> Tensor:
-        return torch.stack(tensors)[which, row]
+        return torch.cat(tensors).index_select(0, place)
 
     first = pieces[0]
     dtype = real_dtype(first.y0.dtype)
