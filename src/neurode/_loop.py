@@ -15,6 +15,8 @@ from torch import Tensor
 from neurode import control
 from neurode._problem import Problem
 from neurode._solution import Status
+from neurode._state import unreadable
+from neurode.control import standins
 from neurode.output import compact, joint, rows
 from neurode.output.events import Events
 from neurode.stepping import Step, stepper
@@ -50,6 +52,15 @@ class Outcome:
 
 def integrate(problem: Problem) -> Outcome:
     """Solve a problem on the eager engine, recording on PyTorch's tape where gradients are on."""
+    outcome = _integrate(problem)
+    if problem.layout.batched and torch.is_grad_enabled() and not unreadable(problem.y0):
+        gone = outcome.status == Status.NON_FINITE.code
+        if bool(gone.any()):
+            return standins.solve_without(problem, outcome, gone, _integrate)
+    return outcome
+
+
+def _integrate(problem: Problem) -> Outcome:
     return integrate_rows(problem) if problem.per_row else integrate_joint(problem)
 
 

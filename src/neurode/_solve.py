@@ -15,7 +15,7 @@ from neurode._field import Field
 from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
-from neurode._state import Layout, number, read_state
+from neurode._state import Layout, number, read_state, unreadable
 from neurode.control import PID
 from neurode.output.dense import JointDense, RowDense
 from neurode.output.events import Event
@@ -194,13 +194,8 @@ def _events(events: Any) -> tuple[Event, ...]:
     return events
 
 
-def _unreadable(y: Tensor) -> bool:
-    """True where values cannot be read: under `torch.compile` and functorch transforms."""
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y)
-
-
 def _refuse_nan(y0: Tensor, layout: Layout, on_failure: str) -> None:
-    if _unreadable(y0) or (layout.batched and on_failure == "nan"):
+    if unreadable(y0) or (layout.batched and on_failure == "nan"):
         return
     finite = torch.isfinite(y0.detach())
     if not bool(finite.all()):
@@ -231,7 +226,7 @@ def _finish(problem: Problem, outcome: Outcome, stats: Stats, on_failure: str) -
         events=outcome.events,
         interpolant=_interpolant(problem, outcome),
     )
-    if on_failure == "raise" and not _unreadable(outcome.y1):
+    if on_failure == "raise" and not unreadable(outcome.y1):
         _raise_failure(solution)
     return solution
 

@@ -215,3 +215,8 @@ def _refuse_ragged(leaves: list[Tensor]) -> None:
 def number(t: Any) -> float:
     """A time as a Python float, whatever follows it."""
     return float(t.detach()) if isinstance(t, Tensor) else float(t)
+
+
+def unreadable(y: Tensor) -> bool:
+    """True where values cannot be read: under `torch.compile` and functorch transforms."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y)

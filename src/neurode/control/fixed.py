@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neurode._solution import Status
-from neurode._state import number
+from neurode._state import number, unreadable
 from neurode.stepping import Interval, Step, places
 
 
@@ -121,15 +121,10 @@ class FixedPace:
 
     def finish(self, y1: Tensor) -> None:
         """Look once, at the end, whether the state is still finite."""
-        if _unchecked(y1):
+        if unreadable(y1):
             return
         if not bool(torch.isfinite(y1.detach()).all()):
             self.status = Status.NON_FINITE
-
-
-def _unchecked(y: Tensor) -> bool:
-    """True where values cannot be read: under `torch.compile` and `vmap`."""
-    return torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(y)
 
 
 class RowGridPace:
@@ -209,6 +204,6 @@ class RowGridPace:
 
     def finish(self, y1: Tensor) -> None:
         """Look once, at the end, which rows are still finite."""
-        if not _unchecked(y1):
+        if not unreadable(y1):
             gone = ~torch.isfinite(y1.detach()).all(1)
             self.codes = torch.where(gone, Status.NON_FINITE.code, self.codes)
