@@ -132,6 +132,8 @@ def read_tolerance(name: str, value: Any, layout: Layout, y0: Tensor, lowest: fl
         raise InputError(f"{name}={value!r}; it must be a positive number, such as {name}=1e-6.")
     if isinstance(value, int | float):
         number_ = float(value)
+        if torch.compiler.is_compiling():
+            return number_
         if not (number_ >= lowest and math.isfinite(number_)) and number_ != 0.0:
             _refuse_tolerance(name, torch.tensor(number_, dtype=torch.float64), lowest)
         return number_

@@ -15,7 +15,7 @@ from neurode._field import Field
 from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
-from neurode._state import Layout, number, read_state, unreadable
+from neurode._state import Layout, is_vmapped, number, read_state, unreadable
 from neurode.control import PID
 from neurode.output.dense import JointDense, RowDense
 from neurode.output.events import Event
@@ -114,6 +114,11 @@ def solve(
     layout, state = read_state(y0, batch_dim)
     fixed = any(value is not None for value in (steps, step_size, grid))
     chosen, method_note = _options.choose_method(method, fixed, rtol)
+    if chosen.adaptive and is_vmapped(state):
+        raise InputError(
+            f"torch.vmap over a solve with the adaptive method {chosen.name!r}: its steps depend on values. Type"
+            " batch_dim=0 in place of vmap, or take a fixed-step method."
+        )
     rows = state.shape[0] if layout.batched else 0
     t0, t1 = _times.read_span(t_span, layout, rows, per_row=chosen.adaptive or _wide(t_eval) or bool(events))
     _refuse_nan(state, layout, on_failure)

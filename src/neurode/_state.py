@@ -206,9 +206,9 @@ def _refuse_unusable(leaves: list[Tensor], batch_dim: int | None) -> None:
 
 def _refuse_ragged(leaves: list[Tensor]) -> None:
     shapes = [tuple(leaf.shape) for leaf in leaves]
-    if any(not shape for shape in shapes):
+    if any(len(shape) == 0 for shape in shapes):
         raise InputError("batch_dim=0 needs leaves with a leading batch dimension, but a leaf of y0 is 0-d.")
-    if len({shape[0] for shape in shapes}) > 1:
+    if any(shape[0] != shapes[0][0] for shape in shapes[1:]):
         raise InputError(f"batch_dim=0 needs one leading size for all leaves of y0, but their shapes are {shapes}.")
 
 
@@ -220,3 +220,15 @@ def number(t: Any) -> float:
 def unreadable(y: Tensor) -> bool:
     """True where values cannot be read: under `torch.compile` and functorch transforms."""
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y)
+
+
+def is_vmapped(y: Tensor) -> bool:
+    """True where `torch.vmap` runs over `y`, at any level of nesting."""
+    functorch = torch._C._functorch
+    if torch.compiler.is_compiling():
+        return False
+    while functorch.is_functorch_wrapped_tensor(y):
+        if functorch.is_batchedtensor(y):
+            return True
+        y = functorch.get_unwrapped(y)
+    return False

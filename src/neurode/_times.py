@@ -78,7 +78,7 @@ def _read_end(name: str, t: Any, layout: Layout, rows: int) -> Any:
         number = float(t)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {_show(t)}; it must be a number or a tensor.") from error
-    if not math.isfinite(number):
+    if not torch.compiler.is_compiling() and not math.isfinite(number):
         raise InputError(f"{name} is {number}; both ends of t_span must be finite numbers.")
     return number
 

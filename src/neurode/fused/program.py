@@ -16,6 +16,7 @@ VERSION = 1
 MAGIC = 0x4E4F4445  # "NODE"
 SPACE_SHIFT = 28  # a reference in a row map is `space << 28 | row`: 268 million rows a space
 ROW_MASK = (1 << SPACE_SHIFT) - 1
+ABSENT = (-2, 0, 0)  # the three words of an operand that is not there
 
 
 class Space(enum.IntEnum):
@@ -198,13 +199,16 @@ class Pointwise:
 class Gemm:
     """Matrix products with one matrix for all samples, with bias and activation in the epilogue.
 
-    `out[c O + o] = act(sum_k u[weight + o weight_o + k weight_k] x[c K + k] + u[bias + o bias_o])` for c < count.
+    With `s = sum_k u[weight + o weight_o + k weight_k] x[c K + k] + u[bias + o bias_o] + add[c O + o]` for c < count,
+    `out[c O + o]` is `act(s)`, or for a binary `act` (DTANH, DSIGMOID) `act(s, aux[c O + o])`.
 
     Attributes:
         bias: position in the uniforms, -1 for none.
-        act: a unary `Micro`; COPY for none.
-        x: operand of `count * K` rows.
+        act: a unary `Micro`, COPY for none; or DTANH or DSIGMOID.
+        x: operand of `count * K` lane rows.
         out: first of `count * O` consecutive rows.
+        add: operand of `count * O` lane rows, or None.
+        aux: second operand of `act`, `count * O` lane rows, or None.
     """
 
     opcode: ClassVar[int] = 2
@@ -219,12 +223,16 @@ class Gemm:
     act: Micro
     x: Operand
     out: Rows
+    add: Operand | None = None
+    aux: Operand | None = None
 
     def fields(self, maps: array) -> list[int]:
-        """`count, O, K, weight, weight_o, weight_k, bias, bias_o, act, x (3), out space, out row`."""
+        """`count, O, K, weight, weight_o, weight_k, bias, bias_o, act, x (3), out space, out row, add (3), aux (3)`."""
         return [
             self.count, self.O, self.K, self.weight, self.weight_o, self.weight_k, self.bias, self.bias_o,
             int(self.act), *self.x.words(maps), int(self.out.space), self.out.row,
+            *(ABSENT if self.add is None else self.add.words(maps)),
+            *(ABSENT if self.aux is None else self.aux.words(maps)),
         ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from neurode import methods
@@ -69,7 +70,8 @@ class NeuralODE(nn.Module):
     def solve(self, y0: Any, **changes: Any) -> Solution:
         """Solve from `y0` and return the whole `Solution`; `changes` override the layer's options for this call."""
         solution = solve(self.f, y0, **{"t_span": self.t_span, **self.options, **changes})
-        self.last_stats = solution.stats
+        if not torch.compiler.is_compiling():  # there it would be a guard, and every call a recompilation
+            self.last_stats = solution.stats
         return solution
 
     def forward(self, y0: Any) -> Any:
