@@ -1,0 +1,1 @@
+"""What a study shows: memory it measured, figures, and one self-contained page."""

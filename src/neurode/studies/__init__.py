@@ -1,0 +1,1 @@
+"""Runnable experiments: each has a dataclass of settings and a `run`."""

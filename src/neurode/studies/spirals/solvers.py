@@ -1,0 +1,130 @@
+"""What the solvers do: orders, the bridge to residual networks, memory, the adjoint's error, inversion."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import neurode
+from neurode import methods
+from neurode.gradients import STRATEGIES
+from neurode.nn import MLP, NeuralODE, as_resnet
+from neurode.report.memory import peak_memory
+from neurode.studies.spirals.models import STATE, Classifier
+from neurode.studies.spirals.settings import Settings
+
+ORDER_STEPS = (20, 40, 80, 160, 320)
+ADJOINT_STEPS = (20, 40, 80, 160, 320, 640)
+INVERSE_STEPS = (5, 10, 20, 40, 80, 160, 320)
+
+
+def fixed_methods() -> list[str]:
+    """The explicit one-step methods of fixed steps."""
+    return [name for name, m in methods.METHODS.items() if m.kind == "explicit" and not m.adaptive]
+
+
+def orders() -> dict[str, Any]:
+    """Error at the end of `y' = y cos t`, whose solution is `exp(sin t)`, against the step size, with fitted slopes."""
+    end, found = 2.0, {}
+    for name in fixed_methods():
+        errors = []
+        for steps in ORDER_STEPS:
+            y0 = torch.ones((), dtype=torch.float64)
+            y1 = neurode.solve(lambda t, y: y * torch.cos(t), y0, (0, end), method=name, steps=steps).y1
+            errors.append(abs(float(y1) - math.exp(math.sin(end))))
+        sizes = [end / steps for steps in ORDER_STEPS]
+        found[name] = {"errors": errors, "slope": slope(sizes[1:], errors[1:]), "order": methods.get(name).order}
+    return {"sizes": [end / steps for steps in ORDER_STEPS], "methods": found}
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """The slope of the least-squares line through `log y` over `log x`."""
+    a, b = (torch.tensor(v, dtype=torch.float64).log() for v in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a * a).sum())
+
+
+def bridge(model: Classifier, points: Tensor) -> dict[str, float]:
+    """The largest difference between a neural ODE on Euler's method and the residual network that it is."""
+    layer = model.body
+    results = []
+    for body in (layer, as_resnet(layer)):
+        y = model.lift(points).detach().requires_grad_()
+        out = body(y)
+        grads = torch.autograd.grad(out.square().sum(), [y, *layer.parameters()])
+        results.append((out.detach(), grads))
+    (out, grads), (other, other_grads) = results
+    return {
+        "outputs": float((out - other).abs().max()),
+        "gradients": max(float((a - b).abs().max()) for a, b in zip(grads, other_grads, strict=True)),
+    }
+
+
+def memory(settings: Settings) -> dict[str, Any]:
+    """Peak live storage of a forward and backward pass against the number of steps."""
+    counts = [n for n in (5, 10, 20, 40, 80, 160, 320, 640) if n <= settings.max_memory_steps]
+    torch.manual_seed(0)
+    field = MLP(STATE, (settings.hidden, settings.hidden), zero_init=False)
+    y0 = torch.randn(settings.batch_size, STATE)
+    found: dict[str, dict[str, list[int]]] = {}
+    for method in ("euler", "rk4"):
+        found[method] = {name: [_peak(field, y0, method, name, n) for n in counts] for name in STRATEGIES}
+    return {"steps": counts, "bytes": found}
+
+
+def _peak(field: nn.Module, y0: Tensor, method: str, gradient: str, steps: int) -> int:
+    def run() -> list[Tensor]:
+        field.zero_grad()
+        start = y0.clone().requires_grad_()
+        y1 = neurode.solve(field, start, (0, 1), method=method, steps=steps, gradient=gradient).y1
+        y1.square().sum().backward()
+        return [y1]
+
+    return peak_memory(run, excluding=[y0, *field.parameters()])
+
+
+def adjoint_error(model: Classifier, points: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Relative error of the continuous adjoint's gradient against the exact one, in float64."""
+    points = points.double()
+    trained = copy.deepcopy(model).double()
+    untrained = copy.deepcopy(trained)
+    for layer in untrained.modules():  # torch's default initialization: with a zero last layer there is nothing to compare
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    found: dict[str, Any] = {"steps": list(ADJOINT_STEPS)}
+    for label, each in (("untrained", untrained), ("trained", trained)):
+        for method in ("euler", "rk4"):
+            found[f"{label} {method}"] = [_adjoint_error(each, points, labels, method, n) for n in ADJOINT_STEPS]
+    return found
+
+
+def _adjoint_error(model: Classifier, points: Tensor, labels: Tensor, method: str, steps: int) -> float:
+    grads = {}
+    for gradient in ("autograd", "continuous"):
+        body = model.body.with_solver(method=method, steps=steps, gradient=gradient)
+        loss = nn.functional.cross_entropy(model.head(body(model.lift(points))), labels)
+        parts = torch.autograd.grad(loss, list(model.body.parameters()))
+        grads[gradient] = torch.cat([g.reshape(-1) for g in parts])
+    exact = grads["autograd"]
+    return float((grads["continuous"] - exact).norm() / exact.norm())
+
+
+@torch.no_grad()
+def inversion(models: dict[str, Classifier], points: Tensor) -> dict[str, Any]:
+    """Distance between the lifted points and what solving forward and then backward gives, relative to their size."""
+    found: dict[str, Any] = {"steps": list(INVERSE_STEPS)}
+    for name, model in models.items():
+        if not isinstance(model.body, NeuralODE):
+            continue
+        double = copy.deepcopy(model).double()
+        y0 = double.lift(points.double())
+        errors = []
+        for steps in INVERSE_STEPS:
+            layer = double.body.with_solver(steps=steps)
+            errors.append(float((layer.inverse(layer(y0)) - y0).norm() / y0.norm()))
+        found[name] = errors
+    return found
