@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib import animation
 from torch import Tensor
@@ -84,10 +85,10 @@ def reflection_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path
     figure, both = panels(2, sharey=True)
     titles = {"line": "On the line", "augmented": "With one more dimension"}
     for axes, (key, title) in zip(both, titles.items(), strict=True):
-        paths = torch.tensor(found[key]["path"])[..., 0]
-        colours = plt.get_cmap("viridis")(torch.linspace(0.05, 0.9, paths.shape[1]).numpy())
+        paths = np.array(found[key]["path"])[..., 0]
+        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, paths.shape[1]))
         for i in range(paths.shape[1]):
-            axes.plot(torch.linspace(0, 1, len(paths)), paths[:, i], color=colours[i], linewidth=1.2)
+            axes.plot(np.linspace(0, 1, len(paths)), paths[:, i], color=colours[i], linewidth=1.2)
         axes.scatter([1] * paths.shape[1], [-y for y in found["start"]], color=BLACK, s=12, zorder=3, label="target -y")
         axes.set(xlabel="t", title=f"{title}: mean squared error {found[key]['mse']:.3g}")
     both[0].set_ylabel("y")
@@ -100,7 +101,7 @@ def ring_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     titles = {"plane": "In the plane", "augmented": "With one more dimension (seen from the side)"}
     colours = _colours(found["labels"])
     for axes, (key, title) in zip(both, titles.items(), strict=True):
-        paths = torch.tensor(found[key]["path"])
+        paths = np.array(found[key]["path"])
         across = (0, 2) if key == "augmented" else (0, 1)
         for i, colour in enumerate(colours):
             axes.plot(paths[:, i, across[0]], paths[:, i, across[1]], color=colour, linewidth=0.6, alpha=0.5)
@@ -114,26 +115,27 @@ def ring_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
 @torch.no_grad()
 def boundary_figure(models: dict[str, Classifier], points: Tensor, labels: Tensor, path: pathlib.Path) -> pathlib.Path:
     figure, axes = panels(len(models), width=4.0, height=4.0, sharey=True)
-    axis = torch.linspace(-1.45, 1.45, 180)
-    grid = torch.cartesian_prod(axis, axis)
+    axis = np.linspace(-1.45, 1.45, 180, dtype=np.float32)
+    grid = torch.cartesian_prod(torch.from_numpy(axis), torch.from_numpy(axis))
+    cloud = points.numpy()
     for each, (name, model) in zip(axes, models.items(), strict=True):
-        share = model(grid).softmax(1)[:, 1].reshape(len(axis), len(axis)).T
+        share = model(grid).softmax(1)[:, 1].reshape(len(axis), len(axis)).T.numpy()
         each.imshow(share, origin="lower", extent=(-1.45, 1.45, -1.45, 1.45), cmap=SHADES, vmin=0, vmax=1)
         each.contour(axis, axis, share, levels=[0.5], colors=BLACK, linewidths=1.0)
-        each.scatter(points[:, 0], points[:, 1], c=_colours(labels), s=4, alpha=0.8)
+        each.scatter(cloud[:, 0], cloud[:, 1], c=_colours(labels), s=4, alpha=0.8)
         each.set(title=LABELS[name], aspect="equal")
         each.grid(False)
     return save(figure, path)
 
 
 @torch.no_grad()
-def _principal_paths(model: Classifier, points: Tensor, count: int) -> Tensor:
+def _principal_paths(model: Classifier, points: Tensor, count: int) -> np.ndarray:
     """Trajectories `(time, points, 2)` in the first two principal components of all states on the way."""
     path = model.body.trajectory(model.lift(points), torch.linspace(0, 1, count))
     flat = path.reshape(-1, path.shape[-1])
     centre = flat.mean(0)
     _, _, directions = torch.linalg.svd(flat - centre, full_matrices=False)
-    return (path - centre) @ directions[:2].T
+    return ((path - centre) @ directions[:2].T).numpy()
 
 
 def trajectory_figure(models: dict[str, Classifier], points: Tensor, labels: Tensor, path: pathlib.Path) -> pathlib.Path:
@@ -154,14 +156,14 @@ def flow_animation(model: Classifier, points: Tensor, labels: Tensor, path: path
     """The points on their way from t = 0 to t = 1, as a GIF that rests at both ends."""
     paths = _principal_paths(model, points, FRAMES)
     figure, axes = panels(width=5.0, height=4.6)
-    low, high = paths.reshape(-1, 2).amin(0), paths.reshape(-1, 2).amax(0)
+    low, high = paths.reshape(-1, 2).min(0), paths.reshape(-1, 2).max(0)
     axes.set(xlim=(low[0] - 0.3, high[0] + 0.3), ylim=(low[1] - 0.3, high[1] + 0.3))
     axes.set(xlabel="first principal component", ylabel="second")
     dots = axes.scatter(paths[0, :, 0], paths[0, :, 1], c=_colours(labels), s=12)
     order = [0] * 8 + list(range(FRAMES)) + [FRAMES - 1] * 14
 
     def draw(frame: int) -> tuple[Any, ...]:
-        dots.set_offsets(paths[order[frame]].numpy())
+        dots.set_offsets(paths[order[frame]])
         axes.set_title(f"t = {order[frame] / (FRAMES - 1):.2f}")
         return (dots,)
 
