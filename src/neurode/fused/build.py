@@ -1,0 +1,256 @@
+"""A vector field's program together with what PyTorch does before and after it: parameters in, gradients out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from neurode._field import Field
+from neurode.fused.assemble import Assembler
+from neurode.fused.capture import (
+    PROBE_ROWS,
+    CannotLower,
+    Probe,
+    Traced,
+    outside,
+    record_forward,
+    record_gradients,
+    same_shape,
+)
+from neurode.fused.lower import Accumulated, Lowering
+from neurode.fused.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class FieldProgram:
+    """A vector field, lowered.
+
+    Attributes:
+        program: the tile program.
+        split: whether dimension 0 of the state counts independent rows; else the whole state is one sample.
+        outside: the tensors from outside that enter f (stand-ins may be bound in their place).
+        wanted: positions in `outside` of those that gradients are formed for.
+        before: computes the uniform numbers.
+        after: makes gradients of the accumulators.
+        baked: positions in `outside` of tensors whose numbers became part of the program.
+        gradients: whether there are backward and gradient sections.
+    """
+
+    program: Program
+    split: bool
+    outside: tuple[Tensor, ...]
+    wanted: tuple[int, ...]
+    before: Before
+    after: After
+    baked: tuple[int, ...]
+    gradients: bool
+
+
+class Before:
+    """Work that depends on parameters alone: run by PyTorch once a solve.
+
+    Args:
+        traced: the recording.
+        sources: for each uniform buffer a graph node, a known tensor, or `("gather", places)`.
+        positions: name of a constant of the graph -> its position among the tensors from outside.
+        constants: the last uniforms.
+        dtype: of the state.
+    """
+
+    def __init__(
+        self, traced: Traced, sources: list[Any], positions: dict[str, int], constants: Sequence[float], dtype: Any
+    ) -> None:
+        self.sources, self.positions, self.dtype = sources, positions, dtype
+        self.constants = torch.tensor(list(constants), dtype=dtype)
+        self.module = traced.module
+        needed = [s for s in sources if isinstance(s, fx.Node)]
+        self.order = _order(needed)
+        self.any_gather = any(isinstance(s, tuple) for s in sources)
+
+    @torch.no_grad()
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The uniform array for the present values of the tensors from outside."""
+        values = _evaluate(self.order, self.module, self.positions, tensors, {})
+        parts = []
+        for source in self.sources:
+            if isinstance(source, fx.Node):
+                parts.append(values[source].detach().reshape(-1))
+            elif isinstance(source, Tensor):
+                parts.append(source.reshape(-1))
+            else:
+                parts.append(torch.zeros(len(source[1])))
+        parts = [p if p.dtype is self.dtype else p.to(self.dtype) for p in parts]
+        made = torch.cat([*parts, self.constants])
+        if self.any_gather:
+            start = 0
+            for source, part in zip(self.sources, parts, strict=False):
+                if isinstance(source, tuple):
+                    made[start : start + len(part)] = made[source[1]]
+                start += len(part)
+        return made
+
+
+class After:
+    """From accumulators to gradients: PyTorch's part of the chain rule through the hoisted work.
+
+    Args:
+        traced: the recording.
+        low: its lowering.
+        totals: for each wanted tensor None or its total.
+        positions: as for `Before`.
+    """
+
+    def __init__(self, traced: Traced, low: Lowering, totals: list[Any], positions: dict[str, int]) -> None:
+        self.module, self.positions = traced.module, positions
+        self.totals = totals
+        skip = 3 + traced.num_rowdata
+        self.nodes = low.output_nodes[skip:] if traced.gradients else []
+        self.leaves = {n: v for n, v in low.env.items() if isinstance(v, Accumulated) and v.offset is not None}
+        for node, value in low.env.items():  # parts of operations with several results
+            if isinstance(value, list):
+                for user in node.users:
+                    part = low.env.get(user)
+                    if isinstance(part, Accumulated) and part.offset is not None:
+                        self.leaves[user] = part
+        later = [n for n, v in zip(self.nodes, totals, strict=True) if v is not None and v.offset is None]
+        self.order = _order(later, stop=set(self.leaves))
+
+    @torch.no_grad()
+    def __call__(self, accumulators: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients of the wanted tensors, None where there is none."""
+        known: dict[fx.Node, Tensor] = {}
+        if self.order:
+            known = {n: _piece(accumulators, v) for n, v in self.leaves.items()}
+            known = _evaluate(self.order, self.module, self.positions, tensors, known)
+        made: list[Tensor | None] = []
+        for node, total in zip(self.nodes, self.totals, strict=True):
+            if total is None:
+                made.append(None)
+            else:
+                made.append(_piece(accumulators, total) if total.offset is not None else known[node])
+        return made
+
+
+def _piece(accumulators: Tensor, total: Accumulated) -> Tensor:
+    assert total.offset is not None
+    return accumulators[total.offset : total.offset + math.prod(total.shape)].reshape(total.shape)
+
+
+def _order(nodes: list[fx.Node], stop: set[fx.Node] | None = None) -> list[fx.Node]:
+    """All nodes that some nodes need, in the order of the graph."""
+    needed: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node in needed or node in (stop or ()):
+            continue
+        needed.add(node)
+        stack.extend(node.all_input_nodes)
+    return [n for n in (nodes[0].graph.nodes if nodes else []) if n in needed]
+
+
+def _evaluate(order: list[fx.Node], module: Any, positions: dict[str, int], tensors: Any, known: dict[Any, Any]) -> Any:
+    for node in order:
+        if node.op == "get_attr":
+            position = positions.get(node.target)
+            known[node] = getattr(module, node.target) if position is None else tensors[position]
+        else:
+            assert node.op == "call_function", f"{node} depends on t or y"
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
+    return known
+
+
+def build(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool = True, seed: int = 0) -> FieldProgram:
+    """Lower a vector field.
+
+    Args:
+        field: on the inner state.
+        y: an inner state, for its shape and dtype.
+        split: take dimension 0 for rows that do not depend on each other, and prove it.
+        gradients: with the vector-Jacobian product.
+        want_t: with the cotangent of t.
+        seed: of the stand-in values.
+
+    Raises:
+        CannotLower: with the reason and the line of the user's code.
+    """
+    if y.dtype not in (torch.float32, torch.float64) or y.device.type != "cpu":
+        raise CannotLower(f"a state of {y.dtype} on {y.device}; float32 and float64 on the CPU are lowered")
+    probe = Probe(field, y, split, torch.Generator().manual_seed(seed))
+    first = record_forward(probe, PROBE_ROWS[0])
+    sources = outside(first)
+    wanted = tuple(x for x in sources if x.requires_grad)
+    recordings = [_record(probe, rows, gradients, wanted) for rows in PROBE_ROWS]
+    sized = same_shape(*recordings) if split else set()
+    made = [_assemble(recording, sized, y.dtype, want_t) for recording in recordings]
+    (low, assembler, program), (_, other, twin) = made
+    if program.pack() != twin.pack() or program.constants != twin.constants or not _same_sources(assembler, other):
+        raise CannotLower("what f computes depends on the number of rows, or on values that Python read from t or y")
+    return _finish(recordings[0], low, assembler, program, split)
+
+
+def _record(probe: Probe, rows: int, gradients: bool, wanted: tuple[Tensor, ...]) -> Traced:
+    return record_gradients(probe, rows, wanted) if gradients else record_forward(probe, rows)
+
+
+def _assemble(traced: Traced, sized: set[str], dtype: Any, want_t: bool) -> tuple[Lowering, Assembler, Program]:
+    low = Lowering(traced, sized, dtype)
+    assembler = Assembler(low, want_t)
+    return low, assembler, assembler.program()
+
+
+def _same_sources(one: Assembler, two: Assembler) -> bool:
+    for a, b in zip(one.uniforms, two.uniforms, strict=False):
+        x, y = a.source, b.source
+        if a.n != b.n or type(x) is not type(y):
+            return False
+        if isinstance(x, Tensor) and not torch.equal(x, y):
+            return False
+        if isinstance(x, fx.Node) and x.name != y.name:
+            return False
+    return len(one.uniforms) == len(two.uniforms)
+
+
+def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Program, split: bool) -> FieldProgram:
+    tensors = [x for x in outside(traced)]
+    used = {id(x): i for i, x in enumerate(tensors)}
+    positions = {}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(traced.module, node.target)
+            if not _is_literal(node) and isinstance(value, Tensor):
+                positions[node.target] = used[id(value)]
+    sources = [
+        ("gather", assembler.place[b.source[1]]) if isinstance(b.source, tuple) else b.source for b in assembler.uniforms
+    ]
+    real = sorted(set(positions.values()))
+    compact = {old: new for new, old in enumerate(real)}
+    positions = {name: compact[old] for name, old in positions.items()}
+    outer = tuple(tensors[i] for i in real)
+    where = {id(x): i for i, x in enumerate(outer)}
+    missing = [x for x in traced.wanted if id(x) not in where]
+    assert not missing, "a tensor that needs a gradient is missing from the recording"
+    return FieldProgram(
+        program,
+        split,
+        outer,
+        tuple(where[id(x)] for x in traced.wanted),
+        Before(traced, sources, positions, program.constants, low.dtype),
+        After(traced, low, assembler.totals, positions),
+        tuple(where[key] for key in low.baked if key in where),
+        traced.gradients,
+    )
+
+
+def _is_literal(node: fx.Node) -> bool:
+    users = list(node.users)
+    return bool(users) and all(str(u.target).startswith("aten.lift_fresh_copy") for u in users)
+
+
+__all__ = ["FieldProgram", "build", "CannotLower"]

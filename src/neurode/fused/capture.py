@@ -1,0 +1,215 @@
+"""From a vector field as its user wrote it to one functional graph of f and its vector-Jacobian product.
+
+`make_fx` records what PyTorch's dispatcher sees while `f` and `torch.autograd.grad` through it run on a few rows, so that
+`detach`, `no_grad`, custom autograd functions and gradients taken inside `f` mean what they mean in PyTorch. Everything is
+recorded for two numbers of rows: what differs between the two depends on the batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from neurode._field import Field, PerRow, is_per_row
+
+KEPT_WHOLE = {"tanh_backward", "sigmoid_backward", "threshold_backward"}  # one instruction each
+PROBE_ROWS = (2, 3)
+
+
+class CannotLower(Exception):
+    """The vector field cannot become a tile program; the message says why, and where in the user's code."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One recorded graph.
+
+    Attributes:
+        graph: placeholders t, y, (per-row data...), then with gradients the cotangent of dy/dt. Outputs dy/dt and with
+            gradients those of y, t, each per-row leaf and each tensor of `wanted`.
+        module: the module that holds the graph's constants.
+        rows: number of rows it was recorded for; 0 where the state is one system.
+        num_rowdata: how many per-row leaves there are.
+        wanted: tensors from outside whose gradients the graph returns.
+        gradients: whether it was recorded with gradients.
+    """
+
+    graph: fx.Graph
+    module: fx.GraphModule
+    rows: int
+    num_rowdata: int
+    wanted: tuple[Tensor, ...]
+    gradients: bool
+
+
+_TABLE: dict[Any, Any] = {}
+
+
+def decompositions() -> dict[Any, Any]:
+    """PyTorch's table of core operations, less the few that are one instruction here."""
+    if not _TABLE:
+        from torch._decomp import core_aten_decompositions, get_decompositions
+
+        aten = torch.ops.aten
+        _TABLE.update(core_aten_decompositions())
+        _TABLE.update(get_decompositions([aten._softmax, aten._log_softmax, aten.native_layer_norm, aten.gelu]))
+        for op in [op for op in _TABLE if str(op).split(".")[1] in KEPT_WHOLE]:
+            del _TABLE[op]
+    return _TABLE
+
+
+class Probe:
+    """The vector field as it is recorded: on `rows` rows of stand-in values.
+
+    Args:
+        field: the vector field on the inner state.
+        y: an inner state of the solve, for its shape.
+        split: whether dimension 0 of `y` is taken for rows that do not depend on each other.
+        random: a source of stand-in values.
+    """
+
+    def __init__(self, field: Field, y: Tensor, split: bool, generator: torch.Generator) -> None:
+        self.field, self.y, self.split, self.generator = field, y, split, generator
+        leaves = pytree.tree_leaves(field.all_args, is_leaf=is_per_row)
+        self.rowdata = [x for node in leaves if is_per_row(node) for x in pytree.tree_leaves(node.value)]
+
+    def values(self, rows: int) -> list[Tensor]:
+        """Stand-ins for t, y and the per-row data."""
+        shape = (rows, *self.y.shape[1:]) if self.split else tuple(self.y.shape)
+        t = self._random((rows,) if self.field.layout.batched else (), self.field.time_dtype).abs()
+        data = [self._random((rows, *x.shape[1:]), x.dtype) for x in self.rowdata]
+        return [t, self._random(shape, self.y.dtype), *data]
+
+    def cotangent(self, rows: int) -> Tensor:
+        """A stand-in for the cotangent of dy/dt."""
+        return self._random((rows, *self.y.shape[1:]) if self.split else tuple(self.y.shape), self.y.dtype)
+
+    def _random(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if not dtype.is_floating_point:
+            raise CannotLower(f"neurode.per_row data of dtype {dtype}: only floating point rows are lowered")
+        return torch.rand(shape, dtype=dtype, generator=self.generator) + 0.25
+
+    def call(self, t: Tensor, y: Tensor, *data: Tensor) -> Tensor:
+        """Evaluate the field on stand-ins."""
+        values = iter(data)
+        fill = lambda node: PerRow(pytree.tree_map(lambda _: next(values), node.value)) if is_per_row(node) else node  # noqa: E731
+        field = self.field
+        args = pytree.tree_map(fill, field.all_args, is_leaf=is_per_row) if data else field.all_args
+        return Field(field.f, field.layout, args, field.has_aux)(t, y)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Settings under which operations are recorded in a form that can be lowered."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _record(function: Callable[..., Any], values: list[Tensor]) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        with recording(), torch.no_grad():
+            return make_fx(function, decomposition_table=decompositions(), record_stack_traces=True)(*values)
+    except CannotLower:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        if "value out of a tracing tensor" in reason:
+            reason = "Python reads a value of t or y (a branch on it, .item(), float())"
+        raise CannotLower(f"{reason} [{type(error).__name__}]") from error
+
+
+def record_forward(probe: Probe, rows: int) -> Traced:
+    """Record f alone."""
+
+    def function(*values: Tensor) -> Any:
+        with torch.enable_grad():
+            return (probe.call(*[v.detach().requires_grad_() for v in values]),)
+
+    module = _record(function, probe.values(rows))
+    return Traced(module.graph, module, rows if probe.split else 0, len(probe.rowdata), (), False)
+
+
+def record_gradients(probe: Probe, rows: int, wanted: tuple[Tensor, ...]) -> Traced:
+    """Record f and its vector-Jacobian product with respect to t, y, per-row data and the tensors `wanted`."""
+
+    def function(*values: Tensor) -> Any:
+        *inputs, g = values
+        with torch.enable_grad():
+            leaves = [v.detach().requires_grad_() for v in inputs]
+            dy = probe.call(*leaves)
+            if not dy.requires_grad:
+                return (dy, *[None] * (len(leaves) + len(wanted)))
+            t, y, *data = leaves
+            return (dy, *torch.autograd.grad(dy, (y, t, *data, *wanted), g, allow_unused=True))
+
+    module = _record(function, [*probe.values(rows), probe.cotangent(rows)])
+    return Traced(module.graph, module, rows if probe.split else 0, len(probe.rowdata), wanted, True)
+
+
+def outside(traced: Traced) -> list[Tensor]:
+    """The tensors that enter a graph from outside: parameters, buffers, closures, globals (constants of f too)."""
+    found: dict[int, Tensor] = {}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(traced.module, node.target)
+            if isinstance(value, Tensor):
+                found.setdefault(id(value), value)
+    return list(found.values())
+
+
+def same_shape(first: Traced, second: Traced) -> set[str]:
+    """Compare the recordings for two numbers of rows.
+
+    Returns:
+        Names of the nodes (in either) whose shape counts rows.
+
+    Raises:
+        CannotLower: f does different things for different numbers of rows.
+    """
+    one, two = list(first.graph.nodes), list(second.graph.nodes)
+    if [str(n.target) for n in one if n.op == "call_function"] != [
+        str(n.target) for n in two if n.op == "call_function"
+    ] or len(one) != len(two):
+        raise CannotLower("f does different operations for different numbers of rows")
+    sized = set()
+    for a, b in zip(one, two, strict=True):
+        if _shapes(a) != _shapes(b):
+            sized |= {a.name, b.name}
+    return sized
+
+
+def _shapes(node: fx.Node) -> Any:
+    return pytree.tree_map(lambda x: tuple(x.shape) if isinstance(x, Tensor) else None, node.meta.get("val"))
+
+
+def place(node: fx.Node) -> str:
+    """The line of the user's code that a node came from, or an empty string."""
+    trace = node.meta.get("stack_trace") or node.stack_trace or ""
+    lines = trace.strip().split("\n")
+    for position in range(len(lines) - 1, -1, -1):
+        line = lines[position].strip()
+        if line.startswith("File ") and not any(part in line for part in ("/torch/", "neurode/fused", "neurode/_field")):
+            code = lines[position + 1].strip() if position + 1 < len(lines) else ""
+            parts = line.removeprefix("File ").split(", ")
+            return f'{parts[0]}, {parts[1]}: "{code}"' if len(parts) > 1 else line
+    return ""
