@@ -43,12 +43,19 @@ class FixedPace:
         self.dtype = problem.field.time_dtype
         self.problem = problem
         self.index = 0
-        self.last = len(self.grid) - 1
+        self.last = len(self.grid) - 1 if self._moves() else 0
         self.accepted: Any = True
         self.status: Any = Status.SUCCESS
         self.num_rejected = self.accepts = 0
         self.stopped = False
         self.stamps = self._stamps()
+
+    def _moves(self) -> bool:
+        """Whether the span has a length; a span that a transform follows is taken to have one."""
+        ends = (self.grid[0], self.grid[-1])
+        if any(isinstance(t, Tensor) and unreadable(t) for t in ends):
+            return True
+        return number(ends[0]) != number(ends[1])
 
     def begin(self, field: Any, y: Tensor) -> None:
         """A fixed grid needs nothing to begin."""

@@ -120,7 +120,11 @@ class RowPace:
         self.cut = None if self.stops is None else far < self.h
         self.end = torch.where(self.h * STRETCH >= far, target, self.t + h)
         with torch.set_grad_enabled(self.start.requires_grad or self.t1.requires_grad):
-            self.interval = Interval(self.start, self._exact_end(self.end), self.problem.field.time_dtype)
+            self.interval = self._interval(self.start, self.t, self.end)
+
+    def _interval(self, start: Tensor, t: Tensor, end: Tensor) -> Interval:
+        jumps = (False, False) if self.jumps is None else (torch.isin(t, self.jumps), torch.isin(end, self.jumps))
+        return Interval(start, self._exact_end(end), self.problem.field.time_dtype, *jumps)
 
     @property
     def length(self) -> Tensor:
@@ -148,7 +152,7 @@ class RowPace:
         """
         with torch.no_grad():
             still = torch.where(self.finite, self.tried, self.tried_from)
-        return Interval(self.tried_start, self._exact_end(still), self.problem.field.time_dtype)
+        return self._interval(self.tried_start, self.tried_from, still)
 
     @torch.no_grad()
     def judge(self, step: Step) -> None:

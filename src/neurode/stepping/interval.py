@@ -23,7 +23,7 @@ class Interval:
     Attributes:
         t0, t1: the ends.
         h: the length, as what multiplies a derivative: a float, a 0-d tensor or `(rows, 1)`, in the state's real dtype.
-        after_jump, before_jump: True where `f` jumps at that end and must be seen from inside.
+        after_jump, before_jump: True (or `(rows,)`) where `f` jumps at that end and must be seen from inside.
         stamps: nodes, and the times at them, where a whole grid's were made at once.
     """
 
@@ -34,8 +34,8 @@ class Interval:
         t0: Any,
         t1: Any,
         dtype: torch.dtype,
-        after_jump: bool = False,
-        before_jump: bool = False,
+        after_jump: bool | Tensor = False,
+        before_jump: bool | Tensor = False,
         stamps: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None,
     ) -> None:
         self.t0, self.t1, self.stamps = t0, t1, stamps
@@ -60,7 +60,18 @@ class Interval:
             return tuple(self._inside(t, c, t1 > t0) for t, c in zip(stacked.unbind(), nodes, strict=True))
         span = t1 - t0
         moments = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * span for c in nodes]
-        return tuple(torch.as_tensor(t, dtype=dtype, device=like.device) for t in moments)
+        times = tuple(torch.as_tensor(t, dtype=dtype, device=like.device) for t in moments)
+        if isinstance(self.after_jump, Tensor) or isinstance(self.before_jump, Tensor):
+            times = tuple(self._rows_inside(t, c, span > 0) for t, c in zip(times, nodes, strict=True))
+        return times
+
+    def _rows_inside(self, t: Tensor, c: float, forward: Tensor) -> Tensor:
+        """The same as `_inside`, for the rows whose `f` jumps at that end."""
+        if c not in (0.0, 1.0):
+            return t
+        mask = self.after_jump if c == 0.0 else self.before_jump
+        target = torch.where(forward == (c == 0.0), torch.inf, -torch.inf).to(t.dtype)
+        return torch.where(mask, torch.nextafter(t.detach(), target), t)
 
     def _inside(self, t: Tensor, c: float, forward: bool) -> Tensor:
         """A time at which `f` jumps, moved by one floating-point number into the interval."""

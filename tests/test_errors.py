@@ -1,0 +1,133 @@
+"""Bad input, each with an error of its own that says what was given and what to type."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import neurode
+
+GROW = lambda t, y: y  # noqa: E731
+Y = torch.ones(3, dtype=torch.float64)
+
+
+def late_nan(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.where(t > 0.5, torch.nan, -y)
+
+
+# what is wrong: (arguments of solve, what differs; the exception; words that the message must hold)
+TABLE = {
+    "t_span of one number": (dict(t_span=1.0), neurode.InputError, ["t_span is 1.0", "(0.0, 1.0)"]),
+    "t_span of one element": (dict(t_span=(1.0,)), neurode.InputError, ["t_span is (1.0,)"]),
+    "t_span with nan": (dict(t_span=(0.0, float("nan"))), neurode.InputError, ["t1 is nan", "finite"]),
+    "t_span of text": (dict(t_span=(0.0, "end")), neurode.InputError, ["t1 is 'end'"]),
+    "t1 of three rows": (dict(t_span=(0.0, torch.ones(3))), neurode.InputError, ["t1 has shape (3,)", "batch_dim=0"]),
+    "nan state": (dict(y0=torch.tensor([1.0, float("nan")])), neurode.InputError, ["y0 holds NaN"]),
+    "nan in rows": (
+        dict(y0=torch.tensor([[1.0], [float("nan")]]), batch_dim=0), neurode.InputError, ["y0 holds NaN", "rows 1"],
+    ),
+    "empty state": (dict(y0=torch.ones(0)), neurode.InputError, ["no elements", "(0,)"]),
+    "state without leaves": (dict(y0={}), neurode.InputError, ["without tensors"]),
+    "integer state": (dict(y0=torch.ones(3, dtype=torch.int64)), neurode.InputError, ["torch.int64", "y0.to("]),
+    "text as a state": (dict(y0="one"), neurode.InputError, ["str"]),
+    "leaves of two dtypes": (
+        dict(y0=(Y, Y.float())), neurode.InputError, ["torch.float32", "torch.float64"],
+    ),
+    "rows that differ": (dict(y0=(torch.ones(2, 1), torch.ones(3, 1)), batch_dim=0), neurode.InputError, ["(2, 1), (3, 1)"]),
+    "f returns another shape": (dict(f=lambda t, y: y[None]), neurode.FieldError, ["(1, 3)", "(3,)"]),
+    "f returns another dtype": (
+        dict(f=lambda t, y: y.double(), y0=Y.float()), neurode.FieldError, ["torch.float64", "torch.float32"],
+    ),
+    "f returns integers": (dict(f=lambda t, y: y.long()), neurode.FieldError, ["torch.int64"]),
+    "f returns another device": (dict(f=lambda t, y: y.to("meta")), neurode.FieldError, ["meta", "cpu"]),
+    "f returns a number": (dict(f=lambda t, y: 1.0), neurode.FieldError, ["float", "tensor of shape (3,)"]),
+    "f returns another structure": (dict(f=lambda t, y: (y,)), neurode.FieldError, ["tuple"]),
+    "f is no function": (dict(f=3), neurode.InputError, ["f is a int"]),
+    "unknown method": (dict(method="dopri55"), neurode.UnknownOptionError, ["'dopri55'", "Did you mean 'dopri5'?"]),
+    "method of another kind": (dict(method=5), neurode.InputError, ["'dopri5'"]),
+    "steps with an adaptive method": (dict(steps=20), neurode.InputError, ["steps=20", "'dopri5'", "rk4"]),
+    "fixed method without steps": (dict(method="rk4"), neurode.InputError, ["exactly one of", "steps=20"]),
+    "fixed method with two grids": (dict(method="rk4", steps=2, step_size=0.1), neurode.InputError, ["steps and step_size"]),
+    "no steps": (dict(method="rk4", steps=0), neurode.InputError, ["steps=0"]),
+    "half a step": (dict(method="rk4", steps=2.5), neurode.InputError, ["steps=2.5"]),
+    "negative step size": (dict(method="rk4", step_size=-0.1), neurode.InputError, ["step_size=-0.1", "positive"]),
+    "grid that does not end at t1": (dict(method="rk4", grid=torch.linspace(0, 2, 5)), neurode.InputError, ["grid runs", "2"]),
+    "grid that turns back": (dict(method="rk4", grid=[0.0, 0.7, 0.4, 1.0]), neurode.InputError, ["strictly"]),
+    "negative tolerance": (dict(rtol=-1e-3), neurode.InputError, ["rtol is -0.001", "negative"]),
+    "infinite tolerance": (dict(atol=float("inf")), neurode.InputError, ["atol is inf"]),
+    "tolerance below the dtype": (dict(y0=Y.float(), rtol=1e-9), neurode.InputError, ["rtol=1e-09", "y0.double()"]),
+    "tolerance of a shape that could mean two": (
+        dict(y0=torch.ones(3, 3), batch_dim=0, rtol=torch.full((3,), 1e-3)), neurode.InputError, ["rtol.reshape(-1, 1)"],
+    ),
+    "tolerance that does not broadcast": (dict(rtol=torch.full((2,), 1e-3)), neurode.InputError, ["(2,)", "(3,)"]),
+    "unknown keyword": (dict(tolerance=1e-3), neurode.UnknownOptionError, ["'tolerance'"]),
+    "keyword with a slip": (dict(max_step_=1), neurode.UnknownOptionError, ["Did you mean 'max_step"]),
+    "t_eval outside": (dict(t_eval=[0.5, 1.5]), neurode.InputError, ["1.5", "(0, 1)"]),
+    "t_eval unsorted": (dict(t_eval=[0.5, 0.2]), neurode.InputError, ["not sorted"]),
+    "t_eval of a word": (dict(t_eval="all"), neurode.InputError, ["'all'", "'steps'"]),
+    "t_eval of two dimensions": (dict(t_eval=torch.zeros(2, 2)), neurode.InputError, ["(2, 2)", "(time,)"]),
+    "batch_dim of 1": (dict(batch_dim=1), neurode.InputError, ["batch_dim=1"]),
+    "unknown engine": (dict(engine="warp"), neurode.InputError, ["engine='warp'"]),
+    "unknown gradient": (dict(gradient="autogrd"), neurode.UnknownOptionError, ["Did you mean 'autograd'?"]),
+    "unknown norm": (dict(norm="l7"), neurode.InputError, ["norm='l7'"]),
+    "unknown on_failure": (dict(on_failure="ignore"), neurode.InputError, ["on_failure='ignore'"]),
+    "args that is no tuple": (dict(args=torch.ones(1)), neurode.InputError, ["args=(value,)"]),
+    "per_row without rows": (
+        dict(args=(neurode.per_row(Y),), f=lambda t, y, k: y), neurode.InputError, ["needs batch_dim=0"],
+    ),
+    "per_row of other rows": (
+        dict(args=(neurode.per_row(torch.ones(5)),), f=lambda t, y, k: y, y0=torch.ones(3, 1), batch_dim=0),
+        neurode.InputError, ["3 rows", "(5,)"],
+    ),
+    "an event that is no Event": (dict(events=[lambda t, y: y[0]]), neurode.InputError, ["neurode.Event"]),
+    "too many steps": (dict(max_steps=3, rtol=1e-12, atol=1e-12), neurode.SolveError, ["max_steps", "t = "]),
+    "nan from f in the middle": (dict(f=late_nan), neurode.SolveError, ["NaN", "t = 0.5"]),
+    "nan from f in the middle of a grid": (dict(f=late_nan, method="rk4", steps=10), neurode.SolveError, ["NaN"]),
+    "nan from f in the middle of a row": (
+        dict(f=late_nan, y0=torch.ones(4, 1), batch_dim=0, t_span=(0.0, torch.tensor([0.2, 1.0, 0.3, 1.0]))),
+        neurode.SolveError, ["2 of 4 rows", "rows 1, 3", "t = 0.5", "on_failure='nan'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_bad_input_has_its_own_error(case: str) -> None:
+    changes, error, words = TABLE[case]
+    arguments = {"f": GROW, "y0": Y, "t_span": (0.0, 1.0), "method": "dopri5", **changes}
+    with pytest.raises(error) as raised:
+        neurode.solve(arguments.pop("f"), arguments.pop("y0"), arguments.pop("t_span"), **arguments)
+    for word in words:
+        assert word in str(raised.value), str(raised.value)
+
+
+def test_messages_differ() -> None:
+    """No two kinds of mistake share a message."""
+    seen = {}
+    for case, (changes, error, _) in TABLE.items():
+        arguments = {"f": GROW, "y0": Y, "t_span": (0.0, 1.0), "method": "dopri5", **changes}
+        with pytest.raises(error) as raised:
+            neurode.solve(arguments.pop("f"), arguments.pop("y0"), arguments.pop("t_span"), **arguments)
+        assert seen.setdefault(str(raised.value), case) == case
+
+
+def test_families() -> None:
+    """Users catch them as the Python errors that they are."""
+    assert issubclass(neurode.InputError, ValueError)
+    assert issubclass(neurode.FieldError, ValueError)
+    assert issubclass(neurode.UnknownOptionError, TypeError)
+    assert issubclass(neurode.SolveError, RuntimeError)
+
+
+def test_failure_carries_the_solution() -> None:
+    with pytest.raises(neurode.SolveError) as raised:
+        neurode.solve(late_nan, Y, (0.0, 1.0), method="dopri5", t_eval=[0.0, 0.25, 0.75])
+    solution = raised.value.solution
+    assert solution.status is neurode.Status.NON_FINITE
+    assert torch.isfinite(solution.ys[:2]).all() and torch.isnan(solution.ys[2]).all()
+    assert torch.isnan(solution.y1).all()
+    assert abs(float(solution.t1) - 0.5) < 1e-6
+
+
+def test_nan_on_request() -> None:
+    solution = neurode.solve(late_nan, Y, (0.0, 1.0), method="dopri5", on_failure="nan")
+    assert not solution.success and torch.isnan(solution.y1).all()
