@@ -40,7 +40,8 @@ def build(name: str, settings: Settings, seed: int) -> Classifier:
     torch.manual_seed(seed)
     widths = (settings.hidden, settings.hidden)
     if name == "resnet":
-        return Classifier(ResNet(STATE, widths, num_blocks=settings.steps))
+        # The ordinary one: y + f(y), default initialization. With last layers of zeros and this rate it hardly trains.
+        return Classifier(ResNet(STATE, widths, num_blocks=settings.steps, zero_init=False))
     method = {"ode-euler": "euler", "ode-rk4": "rk4"}[name]
     return Classifier(NeuralODE(MLP(STATE, widths), method=method, steps=settings.steps))
 

@@ -26,13 +26,19 @@ def _colours(labels: Any) -> list[str]:
     return [POINT_COLOURS[int(label)] for label in labels]
 
 
+def _plain_ticks(axes: Any, steps: list[int]) -> None:
+    """The numbers of steps themselves on a logarithmic axis."""
+    axes.set_xticks(steps, [str(n) for n in steps])
+    axes.minorticks_off()
+
+
 def order_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    figure, axes = panels(width=6.4, height=4.4)
+    figure, axes = panels(width=8.0, height=4.4)
     for marker, (name, each) in zip(MARKERS, found["methods"].items(), strict=False):
         label = f"{name}: slope {each['slope']:.2f} (order {each['order']})"
         axes.loglog(found["sizes"], each["errors"], marker=marker, label=label)
     axes.set(xlabel="step size h", ylabel="error at the end", title="Orders of the fixed-step methods")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save(figure, path)
 
 
@@ -54,6 +60,7 @@ def adjoint_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
         style = {"color": BLUE if method == "euler" else RED, "linestyle": "-" if state == "trained" else "--"}
         label = f"{'Euler' if method == 'euler' else 'RK4'}, {state}"
         axes.loglog(found["steps"], found[name], marker="o", label=label, **style)
+    _plain_ticks(axes, found["steps"])
     axes.set(xlabel="steps, forward and backward", ylabel="relative error of the gradient")
     axes.set_title("The continuous adjoint against the exact gradient")
     axes.legend()
@@ -75,7 +82,10 @@ def depth_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
 def inverse_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     figure, axes = panels(width=6.4, height=4.0)
     for name, marker, colour in (("ode-euler", "o", BLUE), ("ode-rk4", "s", RED)):
-        axes.loglog(found["steps"], found[name], marker=marker, color=colour, label=LABELS[name])
+        axes.loglog(found["steps"], found[name], marker=marker, color=colour, label=f"{LABELS[name]}, trained")
+        untrained = found[f"{name} untrained"]
+        axes.loglog(found["steps"], untrained, marker=marker, color=colour, linestyle="--", label=f"{LABELS[name]}, untrained")
+    _plain_ticks(axes, found["steps"])
     axes.set(xlabel="steps, each way", ylabel="relative reconstruction error", title="Forward, then backward")
     axes.legend()
     return save(figure, path)
@@ -90,9 +100,9 @@ def reflection_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path
         for i in range(paths.shape[1]):
             axes.plot(np.linspace(0, 1, len(paths)), paths[:, i], color=colours[i], linewidth=1.2)
         axes.scatter([1] * paths.shape[1], [-y for y in found["start"]], color=BLACK, s=12, zorder=3, label="target -y")
-        axes.set(xlabel="t", title=f"{title}: mean squared error {found[key]['mse']:.3g}")
+        axes.set(xlabel="t", title=f"{title}\nmean squared error {found[key]['mse']:.2g}", xlim=(-0.02, 1.04))
     both[0].set_ylabel("y")
-    both[0].legend(loc="upper right")
+    both[0].legend(loc="upper center")
     return save(figure, path)
 
 

@@ -17,9 +17,10 @@ from neurode.report.memory import peak_memory
 from neurode.studies.spirals.models import STATE, Classifier
 from neurode.studies.spirals.settings import Settings
 
-ORDER_STEPS = (20, 40, 80, 160, 320)
+ORDER_STEPS = (20, 40, 80, 160, 320, 640)
 ADJOINT_STEPS = (20, 40, 80, 160, 320, 640)
 INVERSE_STEPS = (5, 10, 20, 40, 80, 160, 320)
+NUM_JACOBIANS = 32
 
 
 def fixed_methods() -> list[str]:
@@ -37,7 +38,7 @@ def orders() -> dict[str, Any]:
             y1 = neurode.solve(lambda t, y: y * torch.cos(t), y0, (0, end), method=name, steps=steps).y1
             errors.append(abs(float(y1) - math.exp(math.sin(end))))
         sizes = [end / steps for steps in ORDER_STEPS]
-        found[name] = {"errors": errors, "slope": slope(sizes[1:], errors[1:]), "order": methods.get(name).order}
+        found[name] = {"errors": errors, "slope": slope(sizes[2:], errors[2:]), "order": methods.get(name).order}
     return {"sizes": [end / steps for steps in ORDER_STEPS], "methods": found}
 
 
@@ -91,10 +92,7 @@ def adjoint_error(model: Classifier, points: Tensor, labels: Tensor) -> dict[str
     """Relative error of the continuous adjoint's gradient against the exact one, in float64."""
     points = points.double()
     trained = copy.deepcopy(model).double()
-    untrained = copy.deepcopy(trained)
-    for layer in untrained.modules():  # torch's default initialization: with a zero last layer there is nothing to compare
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
+    untrained = _reset(trained)
     found: dict[str, Any] = {"steps": list(ADJOINT_STEPS)}
     for label, each in (("untrained", untrained), ("trained", trained)):
         for method in ("euler", "rk4"):
@@ -113,18 +111,44 @@ def _adjoint_error(model: Classifier, points: Tensor, labels: Tensor, method: st
     return float((grads["continuous"] - exact).norm() / exact.norm())
 
 
-@torch.no_grad()
 def inversion(models: dict[str, Classifier], points: Tensor) -> dict[str, Any]:
-    """Distance between the lifted points and what solving forward and then backward gives, relative to their size."""
+    """Distance between the lifted points and what solving forward and then backward gives, relative to their size.
+
+    Beside the trained fields, the same with torch's default initialization; and how far the flows contract: the singular
+    values of the derivative of the end with respect to the start, at some points.
+    """
     found: dict[str, Any] = {"steps": list(INVERSE_STEPS)}
     for name, model in models.items():
         if not isinstance(model.body, NeuralODE):
             continue
-        double = copy.deepcopy(model).double()
-        y0 = double.lift(points.double())
-        errors = []
-        for steps in INVERSE_STEPS:
-            layer = double.body.with_solver(steps=steps)
-            errors.append(float((layer.inverse(layer(y0)) - y0).norm() / y0.norm()))
-        found[name] = errors
+        trained = copy.deepcopy(model).double()
+        y0 = trained.lift(points.double()).detach()
+        found[name] = _reconstruction(trained.body, y0)
+        values = _singular_values(trained.body, y0[:NUM_JACOBIANS])
+        found[f"{name} singular values"] = [float(values.max()), float(values.min())]
+        found[f"{name} untrained"] = _reconstruction(_reset(trained).body, y0)
     return found
+
+
+@torch.no_grad()
+def _reconstruction(body: NeuralODE, y0: Tensor) -> list[float]:
+    errors = []
+    for steps in INVERSE_STEPS:
+        layer = body.with_solver(steps=steps)
+        errors.append(float((layer.inverse(layer(y0)) - y0).norm() / y0.norm()))
+    return errors
+
+
+def _singular_values(body: NeuralODE, y0: Tensor) -> Tensor:
+    flow = body.with_solver(steps=100, batch_dim=None)
+    return torch.linalg.svdvals(torch.vmap(torch.func.jacrev(flow))(y0))
+
+
+def _reset(model: Classifier) -> Classifier:
+    """A copy with torch's default initialization: with a last layer of zeros the field is 0, and a comparison empty."""
+    torch.manual_seed(0)
+    other = copy.deepcopy(model)
+    for layer in other.modules():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    return other

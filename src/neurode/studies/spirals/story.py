@@ -81,7 +81,7 @@ def orders(page: Page, results: dict[str, Any], figures: dict[str, pathlib.Path]
     page.section("2. Orders")
     page.text(
         "`y' = y cos t`, `y(0) = 1`, whose solution is `exp(sin t)`, solved to t = 2 in float64. A method of order p has an error in"
-        " proportion to `h^p`: a straight line of slope p. The slopes are fitted to the four smaller steps."
+        " proportion to `h^p`: a straight line of slope p. The slopes are fitted to the four smallest steps."
     )
     page.figure(figures["orders"], "Error against step size, fitted slopes in the legend.")
 
@@ -170,12 +170,22 @@ def inverse(page: Page, results: dict[str, Any], figures: dict[str, pathlib.Path
     found = results["inverse"]
     page.section("7. Invertibility")
     page.text(
-        "A flow is inverted by solving it backward; a discretization is only up to its error. The lifted training points are solved forward and"
-        " back with the trained fields, in float64."
+        "A flow is inverted by solving it backward; a discretization is only up to its error, and only where the flow does not contract beyond"
+        " what floating-point numbers hold. The lifted training points are solved forward and back in float64, with the trained fields and with"
+        " default-initialized ones."
     )
     page.figure(figures["inverse"], "Reconstruction error, relative to the size of the state.")
-    page.text(
-        f"With {found['steps'][-1]} steps each way, Euler reconstructs to {found['ode-euler'][-1]:.1e} and RK4 to {found['ode-rk4'][-1]:.1e}."
+    last = found["steps"][-1]
+    for name in ("ode-euler", "ode-rk4"):
+        high, low = found[f"{name} singular values"]
+        page.text(
+            f"{LABELS[name]}, {last} steps each way: {found[f'{name} untrained'][-1]:.1e} untrained, {found[name][-1]:.1e} trained. The singular"
+            f" values of the trained flow's derivative lie between {low:.0e} and {high:.1f}: directions that shrink by more than 1e-16 are lost to"
+            " float64, whatever the solver."
+        )
+    page.verdict(
+        "Invertible in principle is not invertible in numbers: a flow that was trained to classify may contract so far that nothing can bring the"
+        " input back. Train with a regularizer, or check it, before you rely on the inverse."
     )
 
 
