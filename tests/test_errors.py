@@ -7,7 +7,7 @@ import torch
 
 import neurode
 
-GROW = lambda t, y: y  # noqa: E731
+GROW = lambda t, y: y
 Y = torch.ones(3, dtype=torch.float64)
 
 

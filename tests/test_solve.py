@@ -15,7 +15,7 @@ FIXED = {"euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "rk4": 4}
 STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "rk4": 4}
 ADAPTIVE = ("bosh3", "dopri5", "tsit5")
 
-decay = lambda t, y: -y  # noqa: E731
+decay = lambda t, y: -y
 
 
 def stacked(*parts: torch.Tensor) -> torch.Tensor:
@@ -40,10 +40,12 @@ CLOSED = {
 
 @pytest.mark.parametrize("method", FIXED)
 def test_fitted_order(method: str) -> None:
-    f, y0, end, exact = CLOSED["y cos t"]
+    f, y0, _, exact = CLOSED["y cos t"]
     target = torch.tensor(exact(2.0))
     steps = torch.tensor([40, 80, 160, 320])
-    errors = torch.stack([(solve(f, y0, (0, 2.0), method=method, steps=int(n)).y1 - target).abs().amax() for n in steps])
+    errors = torch.stack(
+        [(solve(f, y0, (0, 2.0), method=method, steps=int(n)).y1 - target).abs().amax() for n in steps]
+    )
     x, y = -(steps.double().log()), errors.log()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     assert abs(float(slope) - FIXED[method]) < 0.1
@@ -94,7 +96,7 @@ def test_costs_of_twenty_steps(method: str) -> None:
 @pytest.mark.parametrize(("method", "per_step"), [("bosh3", 3), ("dopri5", 6), ("tsit5", 6)])
 def test_first_same_as_last_is_used(method: str, per_step: int) -> None:
     calls = []
-    f = lambda t, y: calls.append(t) or stacked(y[..., 1], 5 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0])  # noqa: E731
+    f = lambda t, y: calls.append(t) or stacked(y[..., 1], 5 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0])
     stats = solve(f, [2.0, 0.0], (0, 10), method=method, rtol=1e-6, atol=1e-6).stats
     attempts = stats.num_accepted + stats.num_rejected
     assert stats.num_rejected > 0
@@ -107,7 +109,7 @@ def test_first_step_given_saves_an_evaluation() -> None:
 
 def test_counts_of_rows_are_those_of_a_batch_of_one() -> None:
     torch.manual_seed(1)
-    f = lambda t, y: stacked(y[:, 1], 5 * (1 - y[:, 0] ** 2) * y[:, 1] - y[:, 0])  # noqa: E731
+    f = lambda t, y: stacked(y[:, 1], 5 * (1 - y[:, 0] ** 2) * y[:, 1] - y[:, 0])
     y0, ends = 2 * torch.randn(24, 2), torch.linspace(0, 8, 24)
     together = solve(f, y0, (0, ends), method="dopri5", batch_dim=0)
     for row in range(24):
@@ -123,21 +125,21 @@ def test_counts_of_rows_are_those_of_a_batch_of_one() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_time_is_a_tensor_of_the_states_dtype(dtype: torch.dtype) -> None:
     seen = []
-    f = lambda t, y: seen.append((type(t), t.shape, t.dtype)) or -y  # noqa: E731
+    f = lambda t, y: seen.append((type(t), t.shape, t.dtype)) or -y
     for options in ({"method": "rk4", "steps": 2}, {"method": "dopri5"}):
         solve(f, torch.ones(4, 4, dtype=dtype), (0, 1), **options)
-        assert {t for t in seen} == {(torch.Tensor, torch.Size([]), dtype)}
+        assert set(seen) == {(torch.Tensor, torch.Size([]), dtype)}
         seen.clear()
         solve(f, torch.ones(4, 4, dtype=dtype), (0, 1), batch_dim=0, **options)
-        assert {t for t in seen} == {(torch.Tensor, torch.Size([4, 1]), dtype)}
+        assert set(seen) == {(torch.Tensor, torch.Size([4, 1]), dtype)}
         seen.clear()
         solve(f, torch.ones(5, 2, 3, dtype=dtype), (0, torch.linspace(1, 2, 5)), batch_dim=0, **options)
-        assert {t for t in seen} == {(torch.Tensor, torch.Size([5, 1, 1]), dtype)}
+        assert set(seen) == {(torch.Tensor, torch.Size([5, 1, 1]), dtype)}
         seen.clear()
 
 
 def test_complex_state_gets_real_time() -> None:
-    f = lambda t, y: 1j * y + 0 * t  # noqa: E731
+    f = lambda t, y: 1j * y + 0 * t
     for batch_dim in (None, 0):
         y1 = solve(f, torch.ones(2, 1, dtype=torch.complex128), (0, 1), rtol=1e-9, atol=1e-9, batch_dim=batch_dim).y1
         assert (y1 - complex(math.cos(1), math.sin(1))).abs().max() < 1e-7
@@ -161,7 +163,9 @@ def test_pytrees_go_in_and_come_out(batch_dim: int | None) -> None:
     assert whole.ys["a"].shape == (2, 4, 3) and whole.ys["b"][0].shape == (2, 4)
     torch.testing.assert_close(whole.y1["a"], a * math.exp(-1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(whole.y1["b"][0], b * math.exp(2), rtol=1e-6, atol=1e-6)
-    moved = solve(lambda t, y: Body(y.velocity, -y.position), Body(a, 0 * a), (0, math.pi), **{**options, "t_eval": None})
+    moved = solve(
+        lambda t, y: Body(y.velocity, -y.position), Body(a, 0 * a), (0, math.pi), **{**options, "t_eval": None}
+    )
     assert isinstance(moved.y1, Body)
     torch.testing.assert_close(moved.y1.position, -a, rtol=1e-6, atol=1e-6)
 
@@ -225,7 +229,7 @@ def test_all_accepted_steps(batch_dim: int | None) -> None:
 def test_float32_time_does_not_drift() -> None:
     """1e5 steps of 1e-5 end exactly on 1, in float32 too."""
     last = []
-    f = lambda t, y: last.append(float(t)) or torch.ones_like(y)  # noqa: E731
+    f = lambda t, y: last.append(float(t)) or torch.ones_like(y)
     solution = solve(f, torch.zeros(1, dtype=torch.float32), (0, 1), method="euler", steps=100_000)
     assert float(solution.t1) == 1.0 and len(last) == 100_000
     assert abs(last[-1] - 0.99999) < 1e-7
@@ -250,7 +254,7 @@ def test_numbers_become_tensors_of_the_default_dtype() -> None:
 
 
 def test_tolerance_of_each_leaf_and_element() -> None:
-    f = lambda t, y: {"fast": -y["fast"], "slow": -y["slow"]}  # noqa: E731
+    f = lambda t, y: {"fast": -y["fast"], "slow": -y["slow"]}
     y0 = {"fast": torch.ones(2), "slow": torch.ones(3)}
     loose = solve(f, y0, (0, 1), method="dopri5", rtol=1e-3, atol=1e-3).stats.num_accepted
     mixed = solve(f, y0, (0, 1), method="dopri5", rtol={"fast": 1e-10, "slow": 1e-3}, atol=1e-10).stats.num_accepted
@@ -337,7 +341,7 @@ def test_bad_rows_leave_the_others_and_their_gradients_untouched(method: str) ->
 def test_rows_that_are_done_cost_nothing() -> None:
     """The number of rows that f sees falls as rows end."""
     sizes = []
-    f = lambda t, y: sizes.append(len(y)) or -y  # noqa: E731
+    f = lambda t, y: sizes.append(len(y)) or -y
     ends = torch.tensor([1.0] * 60 + [50.0] * 4)
     solution = solve(f, torch.ones(64, 2), (0, ends), method="dopri5", batch_dim=0)
     assert sizes[0] == 64 and sizes[-1] == 4
@@ -387,7 +391,7 @@ def test_a_coupling_that_only_gradients_show_keeps_all_rows() -> None:
 def test_per_row_data_follows_the_rows() -> None:
     rate = torch.linspace(0.5, 2, 64)[:, None]
     ends = torch.cat([torch.full((60,), 0.5), torch.full((4,), 5.0)])
-    f = lambda t, y, k, c: -c * k * y  # noqa: E731
+    f = lambda t, y, k, c: -c * k * y
     args = (neurode.per_row(rate), 1.0)
     y1 = solve(f, torch.ones(64, 1), (0, ends), method="dopri5", rtol=1e-8, atol=1e-8, batch_dim=0, args=args).y1
     torch.testing.assert_close(y1, torch.exp(-rate * ends[:, None]), rtol=1e-6, atol=1e-6)
@@ -400,13 +404,15 @@ def test_per_row_data_follows_the_rows() -> None:
 @pytest.mark.parametrize("end", [1.0, -1.0])
 def test_times_that_must_be_hit(batch_dim: int | None, end: float) -> None:
     stops = [0.25 * end, 0.7 * end]
-    solution = solve(decay, torch.ones(1, 1), (0, end), method="dopri5", step_at=stops, t_eval="steps", batch_dim=batch_dim)
+    solution = solve(
+        decay, torch.ones(1, 1), (0, end), method="dopri5", step_at=stops, t_eval="steps", batch_dim=batch_dim
+    )
     assert set(stops) <= set(solution.ts.flatten().tolist())
 
 
 @pytest.mark.parametrize("batch_dim", [None, 0])
 def test_jumps_are_seen_from_both_sides(batch_dim: int | None) -> None:
-    f = lambda t, y: torch.where(t < 0.5, torch.ones_like(y), -2 * torch.ones_like(y))  # noqa: E731
+    f = lambda t, y: torch.where(t < 0.5, torch.ones_like(y), -2 * torch.ones_like(y))
     solution = solve(f, torch.zeros(1, 1), (0, 1), method="dopri5", jump_at=[0.5], batch_dim=batch_dim)
     assert abs(float(solution.y1) + 0.5) < 1e-12 and int(solution.stats.num_rejected) == 0
 

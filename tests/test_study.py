@@ -18,7 +18,15 @@ from safetensors.torch import load_file
 from neurode import cli
 from neurode.studies.spirals import Settings, models, run, train
 
-SMALL = {"epochs": 3, "num_points": 256, "num_test": 400, "toy_updates": 3, "max_memory_steps": 10, "steps": 4, "hidden": 16}
+SMALL = {
+    "epochs": 3,
+    "num_points": 256,
+    "num_test": 400,
+    "toy_updates": 3,
+    "max_memory_steps": 10,
+    "steps": 4,
+    "hidden": 16,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +116,9 @@ def test_resumed_training_is_the_same_to_the_bit(tmp_path: pathlib.Path) -> None
         train._epoch = real
     resumed, again = train.train("ode-rk4", parts, 0)
     assert len(calls) == 2
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
 
 
@@ -129,7 +139,8 @@ def test_killed_process_resumes(tmp_path: pathlib.Path) -> None:
     """SIGKILL loses at most the epochs since the last checkpoint, and nothing of what was saved."""
     code = (
         "from neurode.studies.spirals import Settings, train; import pathlib, sys\n"
-        f"train.SAVE_EVERY = 1; train.train('ode-euler', Settings(out=pathlib.Path(sys.argv[1]), **{ {**SMALL, 'epochs': 400} }), 0)"
+        f"train.SAVE_EVERY = 1; settings = Settings(out=pathlib.Path(sys.argv[1]), **{ {**SMALL, 'epochs': 400} })\n"
+        "train.train('ode-euler', settings, 0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "checkpoints" / "ode-euler-0.pt"

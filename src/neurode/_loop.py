@@ -78,7 +78,8 @@ def integrate_joint(problem: Problem) -> Outcome:
         if not pace.accepted:
             carry = step.restart
             continue
-        piece, carry, catch = None, step.carry, None
+        piece: Any = None
+        carry, catch = step.carry, None
         if events is not None or (sinks and any(sink.wants(pace.t) for sink in sinks)):
             piece, carry = stepping.piece(field, step)
         if events is not None:

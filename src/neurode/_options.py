@@ -115,7 +115,9 @@ def _given_grid(t0: Any, t1: Any, grid: Any) -> Any:
         raise InputError(f"grid has shape {tuple(points.shape)}; it must be (points,), from t0 to t1.")
     values = points.tolist()
     if values[0] != number(t0) or values[-1] != number(t1):
-        raise InputError(f"grid runs from {values[0]:g} to {values[-1]:g}, but t_span from {number(t0):g} to {number(t1):g}.")
+        raise InputError(
+            f"grid runs from {values[0]:g} to {values[-1]:g}, but t_span from {number(t0):g} to {number(t1):g}."
+        )
     ups = [b - a for a, b in zip(values[:-1], values[1:], strict=True)]
     if not (all(u > 0 for u in ups) or all(u < 0 for u in ups)):
         raise InputError("grid must be strictly increasing or strictly decreasing, from t0 to t1.")

@@ -139,7 +139,7 @@ class Solution:
     y1: Any
     status: Status | RowStatus
     stats: Stats
-    t1: Tensor | None = None
+    t1: Tensor
     events: tuple[EventRecord, ...] = ()
     aux: Any = None
     integrals: Any = None

@@ -70,7 +70,7 @@ def _read_end(name: str, t: Any, layout: Layout, rows: int) -> Any:
     if isinstance(t, Tensor) and t.numel() != 1:
         needed = f"0-d or ({rows},)" if layout.batched else "0-d (one time for each row needs batch_dim=0)"
         raise InputError(f"{name} has shape {tuple(t.shape)}; it must be a number or a tensor that is {needed}.")
-    if isinstance(t, Tensor) and t.is_complex() or isinstance(t, complex):
+    if (isinstance(t, Tensor) and t.is_complex()) or isinstance(t, complex):
         raise InputError(f"{name} is complex; time is real.")
     if is_traced(t):
         return _as_tensor(t, layout).reshape(())

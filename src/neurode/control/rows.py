@@ -137,6 +137,7 @@ class RowPace:
         return torch.where(end == self.end_exact, self.t1, end) if self.t1.requires_grad else end
 
     def _next_stop(self) -> Tensor:
+        assert self.stops is not None
         ahead = (self.stops - self.t.unsqueeze(-1)) * self.sign.unsqueeze(-1)
         distance = torch.where(ahead > 0, ahead, torch.inf).amin(-1)
         beyond = distance >= (self.goal - self.t) * self.sign
@@ -284,7 +285,7 @@ class RowPace:
     def compact(self, keep: Tensor) -> None:
         """Go on with the rows `keep` (indices into the present ones) alone."""
         self.count_rows()
-        take = lambda x: x.index_select(0, keep)  # noqa: E731
+        take = lambda x: x.index_select(0, keep)
         self.rows, self.whole = take(self.rows), False
         same = self.start is self.t
         self.t, self.end_exact, self.goal, self.h = map(take, (self.t, self.end_exact, self.goal, self.h))

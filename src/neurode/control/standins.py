@@ -34,7 +34,9 @@ def solve_without(problem: Any, outcome: Any, gone: Tensor, integrate: Callable[
     if bool(gone.all()):
         nothing = problem.y0 * torch.zeros_like(problem.y0)  # a graph, through which nothing flows
         y1 = torch.where(gone[:, None], torch.nan, torch.where(gone[:, None], 0.0, nothing))
-        ys = torch.where(gone[:, None], torch.nan, torch.zeros_like(outcome.ys)) + torch.where(gone[:, None], 0.0, nothing)
+        ys = torch.where(gone[:, None], torch.nan, torch.zeros_like(outcome.ys)) + torch.where(
+            gone[:, None], 0.0, nothing
+        )
         return replace(outcome, y1=y1, ys=ys)
     field = _field_of(problem.field, gone)
     again = integrate(

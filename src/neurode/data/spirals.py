@@ -13,7 +13,9 @@ TURNS = 3 * math.pi  # the largest angle, in radians
 NOISE = 0.1  # standard deviation of the noise on x and on y
 
 
-def spirals(num_points: int, *, noise: float = NOISE, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def spirals(
+    num_points: int, *, noise: float = NOISE, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw points of two interleaved spirals, half of each.
 
     The angle theta is uniform in [0, 3 pi], the radius theta / (3 pi), the noise Gaussian and independent on x and y; the

@@ -87,7 +87,8 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y1: Tensor, grad_ys: Tensor) -> Any:
+    def backward(ctx: Any, *grads_out: Tensor) -> Any:
+        grad_y1, grad_ys = grads_out
         y1, ys, y0, *inputs = ctx.saved_tensors
         sweep = _Sweep(ctx.work, inputs)
         wanted = ctx.needs_input_grad

@@ -33,7 +33,8 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> list[Tenso
     """
     args = tensors_in(field.args)
     with torch.enable_grad():
-        marker = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()
+        fresh: Any = torch.zeros((), requires_grad=True).clone().grad_fn
+        marker = fresh._sequence_nr()
         t, y = t.detach().requires_grad_(), y.detach().requires_grad_()
         dy = field(t, y)
     stop = {arg.grad_fn for arg in args if arg.grad_fn is not None}

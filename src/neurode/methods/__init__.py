@@ -102,7 +102,7 @@ def format_table() -> str:
         "dense order",
         "steps",
     )
-    lines = [columns]
+    lines: list[tuple[str, ...]] = [columns]
     for row in table():
         facts = row | {
             "error order": "-" if row["error order"] is None else row["error order"],

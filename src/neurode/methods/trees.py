@@ -53,7 +53,7 @@ def _forests(trees: tuple[Tree, ...], vertices: int, largest: int) -> list[tuple
     """Multisets of trees with so many vertices in all and no position above `largest`, as falling tuples."""
     if vertices == 0:
         return [()]
-    found = []
+    found: list[tuple[int, ...]] = []
     for position in range(largest, -1, -1):
         if trees[position].order <= vertices:
             for rest in _forests(trees, vertices - trees[position].order, position):

@@ -69,7 +69,8 @@ class NeuralODE(nn.Module):
 
     def solve(self, y0: Any, **changes: Any) -> Solution:
         """Solve from `y0` and return the whole `Solution`; `changes` override the layer's options for this call."""
-        solution = solve(self.f, y0, **{"t_span": self.t_span, **self.options, **changes})
+        options: dict[str, Any] = {"t_span": self.t_span, **self.options, **changes}
+        solution = solve(self.f, y0, **options)
         if not torch.compiler.is_compiling():  # there it would be a guard, and every call a recompilation
             self.last_stats = solution.stats
         return solution

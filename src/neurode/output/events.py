@@ -99,7 +99,9 @@ class Lanes:
 
     def span(self, piece: Piece, like: Tensor) -> tuple[Tensor, Tensor]:
         """Start and end of the step, `(lanes,)`."""
-        ends = (torch.as_tensor(t, dtype=like.dtype, device=like.device) for t in (piece.interval.t0, piece.interval.t1))
+        ends = (
+            torch.as_tensor(t, dtype=like.dtype, device=like.device) for t in (piece.interval.t0, piece.interval.t1)
+        )
         t0, t1 = (t.reshape(-1) for t in ends)
         return t0, t1
 
@@ -270,7 +272,9 @@ class Events:
 
         moving = exact.clone().requires_grad_()
         value, y = along(moving)
-        (slope,) = torch.autograd.grad(value.sum(), moving, retain_graph=True, allow_unused=True, materialize_grads=True)
+        (slope,) = torch.autograd.grad(
+            value.sum(), moving, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         value, y = along(exact)
         if not value.requires_grad:
             return exact, y
@@ -370,7 +374,8 @@ class _RefuseGradient(torch.autograd.Function):
         return t.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,) = grads
         if bool((grad != 0).any()):
             raise GradientError(
                 "the gradient of an event time was asked for where g only touches zero (a grazing event): the time does"

@@ -69,8 +69,8 @@ def gather(pieces: list[Piece], which: Tensor, row: Tensor, times: Tensor, deriv
     moves = t0.requires_grad or t1.requires_grad or times.requires_grad
     x = ((times - t0) / torch.where(t1 == t0, 1.0, t1 - t0)).to(dtype)
     w = weights(first.powers, x, derivative)
-    total = 0
-    for i in range(len(first.ks)):
+    total = w[:, :1] * pick([p.ks[0] for p in pieces])
+    for i in range(1, len(first.ks)):
         total = total + w[:, i : i + 1] * pick([p.ks[i] for p in pieces])
     if derivative:
         return total

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 # Okabe & Ito (2008), Color universal design: distinguishable with every common colour vision deficiency.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
@@ -22,7 +22,7 @@ STYLE = {
     "figure.dpi": 110, "savefig.dpi": 160, "figure.facecolor": "white", "font.size": 10, "axes.titlesize": 11,
     "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.25, "grid.linewidth": 0.6, "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False,
-    "legend.fontsize": 9, "axes.prop_cycle": mpl.cycler(color=CYCLE), "figure.constrained_layout.use": True,
+    "legend.fontsize": 9, "axes.prop_cycle": plt.cycler(color=CYCLE), "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 

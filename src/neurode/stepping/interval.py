@@ -69,7 +69,7 @@ class Interval:
         """The same as `_inside`, for the rows whose `f` jumps at that end."""
         if c not in (0.0, 1.0):
             return t
-        mask = self.after_jump if c == 0.0 else self.before_jump
+        mask = torch.as_tensor(self.after_jump if c == 0.0 else self.before_jump)
         target = torch.where(forward == (c == 0.0), torch.inf, -torch.inf).to(t.dtype)
         return torch.where(mask, torch.nextafter(t.detach(), target), t)
 

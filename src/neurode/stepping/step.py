@@ -27,7 +27,7 @@ def increment(y: Tensor, ks: list[Tensor], weights: tuple[float, ...], h: Any) -
     return torch.addcmul(y, h, total) if h.dtype is y.dtype else y + h * total
 
 
-def weighted(ks: list[Tensor], weights: tuple[float, ...]) -> Tensor | None:
+def weighted(ks: list[Tensor], weights: Any) -> Tensor | None:
     """`sum(w_i k_i)`, or None where all weights are zero."""
     total = None
     for k, w in zip(ks, weights, strict=False):

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from neurode.nn import MLP, Augment, NeuralODE
 from neurode.studies.spirals.settings import Settings
+from neurode.studies.spirals.train import progress
 
 TIMES = torch.linspace(0, 1, 41)
 
@@ -22,7 +22,7 @@ def _flow(features: int, width: int = 32) -> NeuralODE:
 def _fit(parameters: list[nn.Parameter], loss: Any, updates: int, label: str) -> float:
     optimizer = torch.optim.Adam(parameters, lr=0.01)
     value = math.nan
-    for _ in tqdm(range(updates), desc=label, unit="update", leave=False):
+    for _ in progress(iterable=range(updates), desc=label, unit="update", leave=False):
         optimizer.zero_grad()
         out = loss()
         out.backward()
@@ -45,7 +45,11 @@ def reflection(settings: Settings) -> dict[str, Any]:
         )  # fmt: skip
         with torch.no_grad():
             path = flow.trajectory(inputs, TIMES)
-        found["augmented" if extra else "line"] = {"mse": mse, "path": path.tolist(), "crossings": crossings(path[..., 0])}
+        found["augmented" if extra else "line"] = {
+            "mse": mse,
+            "path": path.tolist(),
+            "crossings": crossings(path[..., 0]),
+        }
     return found
 
 
@@ -77,7 +81,9 @@ def rings(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def plane_spirals(settings: Settings, points: Tensor, labels: Tensor, fresh: Tensor, fresh_labels: Tensor) -> dict[str, Any]:
+def plane_spirals(
+    settings: Settings, points: Tensor, labels: Tensor, fresh: Tensor, fresh_labels: Tensor
+) -> dict[str, Any]:
     """The spirals themselves in the plane: possible in principle, since open arms can be unwound; measured here."""
     found = {}
     for extra in (0, 1):
@@ -99,4 +105,9 @@ def _separate(
     with torch.no_grad():
         path = flow.trajectory(widen(points[:96]), TIMES)
         right = float((model(fresh).argmax(1) == fresh_labels).double().mean())
-    return {"accuracy": right, "loss": loss, "path": path.tolist(), "distance": float(path.diff(dim=0).norm(dim=-1).sum(0).mean())}
+    return {
+        "accuracy": right,
+        "loss": loss,
+        "path": path.tolist(),
+        "distance": float(path.diff(dim=0).norm(dim=-1).sum(0).mean()),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ class Classifier(nn.Module):
     Args:
         body: maps `(rows, 6)` to `(rows, 6)`: a `NeuralODE` or a `ResNet`.
     """
+
+    body: Any
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -55,5 +59,7 @@ def evaluations(model: Classifier) -> int:
 @torch.no_grad()
 def accuracy(model: nn.Module, points: Tensor, labels: Tensor, batch: int = 5000) -> float:
     """Share of points classified rightly."""
-    right = sum(int((model(p).argmax(1) == t).sum()) for p, t in zip(points.split(batch), labels.split(batch), strict=True))
+    right = sum(
+        int((model(p).argmax(1) == t).sum()) for p, t in zip(points.split(batch), labels.split(batch), strict=True)
+    )
     return right / len(labels)

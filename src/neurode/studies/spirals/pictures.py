@@ -71,7 +71,9 @@ def depth_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     figure, axes = panels(width=6.4, height=4.2)
     for name, colour in (("ode-euler", BLUE), ("ode-rk4", RED)):
         each = found[name]
-        axes.semilogx(each["steps"], [100 * a for a in each["accuracies"]], marker="o", color=colour, label=LABELS[name])
+        axes.semilogx(
+            each["steps"], [100 * a for a in each["accuracies"]], marker="o", color=colour, label=LABELS[name]
+        )
         axes.axhline(100 * each["accuracy_exact"], color=colour, linestyle=":", label=f"{LABELS[name]}: dopri5 at 1e-8")
     axes.axvline(found["ode-rk4"]["trained_steps"], color=BLACK, linewidth=0.8, label="trained with")
     axes.set(xlabel="steps at test time", ylabel="test accuracy, %", title="Depth chosen at test time")
@@ -84,7 +86,9 @@ def inverse_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     for name, marker, colour in (("ode-euler", "o", BLUE), ("ode-rk4", "s", RED)):
         axes.loglog(found["steps"], found[name], marker=marker, color=colour, label=f"{LABELS[name]}, trained")
         untrained = found[f"{name} untrained"]
-        axes.loglog(found["steps"], untrained, marker=marker, color=colour, linestyle="--", label=f"{LABELS[name]}, untrained")
+        axes.loglog(
+            found["steps"], untrained, marker=marker, color=colour, linestyle="--", label=f"{LABELS[name]}, untrained"
+        )
     _plain_ticks(axes, found["steps"])
     axes.set(xlabel="steps, each way", ylabel="relative reconstruction error", title="Forward, then backward")
     axes.legend()
@@ -148,7 +152,9 @@ def _principal_paths(model: Classifier, points: Tensor, count: int) -> np.ndarra
     return ((path - centre) @ directions[:2].T).numpy()
 
 
-def trajectory_figure(models: dict[str, Classifier], points: Tensor, labels: Tensor, path: pathlib.Path) -> pathlib.Path:
+def trajectory_figure(
+    models: dict[str, Classifier], points: Tensor, labels: Tensor, path: pathlib.Path
+) -> pathlib.Path:
     flows = {name: model for name, model in models.items() if isinstance(model.body, NeuralODE)}
     figure, axes = panels(len(flows), height=4.2)
     for each, (name, model) in zip(axes, flows.items(), strict=True):
@@ -156,7 +162,9 @@ def trajectory_figure(models: dict[str, Classifier], points: Tensor, labels: Ten
         for i, colour in enumerate(_colours(labels)):
             each.plot(paths[:, i, 0], paths[:, i, 1], color=colour, linewidth=0.6, alpha=0.45)
         each.scatter(paths[0, :, 0], paths[0, :, 1], color=BLACK, s=5, zorder=3, label="t = 0")
-        each.scatter(paths[-1, :, 0], paths[-1, :, 1], c=_colours(labels), s=14, zorder=3, edgecolors="white", linewidths=0.4)
+        each.scatter(
+            paths[-1, :, 0], paths[-1, :, 1], c=_colours(labels), s=14, zorder=3, edgecolors="white", linewidths=0.4
+        )
         each.set(xlabel="first principal component", ylabel="second", title=LABELS[name])
         each.legend()
     return save(figure, path)

@@ -46,7 +46,8 @@ def run(settings: Settings) -> pathlib.Path:
     _save_weights(trained, settings.out)
     page = story.write(results, figures)
     footer = (
-        f"neurode {neurode.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {settings.threads} thread(s),"
+        f"neurode {neurode.__version__}, torch {torch.__version__}, Python {platform.python_version()},"
+        f" {settings.threads} thread(s),"
         f" {results['seconds_in_all']:.0f} s in all. `settings.json` reproduces this page: `neurode spirals`."
     )
     report = settings.out / "report.html"
@@ -101,7 +102,9 @@ def _model_numbers(name: str, trained: dict[int, Any], settings: Settings) -> di
     runs = [trained[seed][name] for seed in settings.seeds]
     return {
         "parameters": runs[0][0].num_parameters,
-        "train_accuracy": [accuracy(m, *training_data(settings, s)) for s, (m, _) in zip(settings.seeds, runs, strict=True)],
+        "train_accuracy": [
+            accuracy(m, *training_data(settings, s)) for s, (m, _) in zip(settings.seeds, runs, strict=True)
+        ],
         "test_accuracy": [accuracy(m, *test_data(settings, s)) for s, (m, _) in zip(settings.seeds, runs, strict=True)],
         "updates": [record["updates"] for _, record in runs],
         "evaluations": [record["evaluations"] for _, record in runs],
@@ -147,7 +150,9 @@ def summary(results: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(story.HEAD))]
     lines = []
     for row in rows:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells))
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join([*lines, f"Bayes accuracy of this data: {100 * results['bayes']:.2f} %"])

@@ -141,7 +141,7 @@ def _reconstruction(body: NeuralODE, y0: Tensor) -> list[float]:
 
 def _singular_values(body: NeuralODE, y0: Tensor) -> Tensor:
     flow = body.with_solver(steps=100, batch_dim=None)
-    return torch.linalg.svdvals(torch.vmap(torch.func.jacrev(flow))(y0))
+    return torch.linalg.svdvals(torch.vmap(torch.func.jacrev(flow))(y0)).detach()
 
 
 def _reset(model: Classifier) -> Classifier:

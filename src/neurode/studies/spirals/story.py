@@ -152,7 +152,9 @@ def depth(page: Page, results: dict[str, Any], figures: dict[str, pathlib.Path])
     rows = []
     for name in ("ode-euler", "ode-rk4"):
         each = found[name]
-        rows.append([LABELS[name], *(f"{100 * a:.1f}" for a in each["accuracies"]), f"{100 * each['accuracy_exact']:.1f}"])
+        rows.append(
+            [LABELS[name], *(f"{100 * a:.1f}" for a in each["accuracies"]), f"{100 * each['accuracy_exact']:.1f}"]
+        )
     page.table(["test accuracy, %, at steps", *map(str, found["ode-rk4"]["steps"]), "1e-8"], rows)
     for name in ("ode-euler", "ode-rk4"):
         each = found[name]
@@ -218,6 +220,11 @@ def crossing(page: Page, results: dict[str, Any], figures: dict[str, pathlib.Pat
 
 def pictures(page: Page, results: dict[str, Any], figures: dict[str, pathlib.Path]) -> None:
     page.section("9. Pictures")
-    page.figure(figures["boundaries"], "Decision boundaries over the training points; the shade is the probability of the second class.")
-    page.figure(figures["trajectories"], "Trajectories from t = 0 to t = 1 in the first two principal components of all states.")
+    page.figure(
+        figures["boundaries"],
+        "Decision boundaries over the training points; the shade is the probability of the second class.",
+    )
+    page.figure(
+        figures["trajectories"], "Trajectories from t = 0 to t = 1 in the first two principal components of all states."
+    )
     page.figure(figures["flow"], "The flow of the neural ODE solved with RK4.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,12 @@ SAVE_EVERY = 20  # epochs: a killed run loses seconds
 
 class Interrupted(Exception):
     """The run was stopped by Ctrl-C, and is saved."""
+
+
+def progress(**options: Any) -> Any:
+    """A progress bar: lively on a terminal, a line every ten seconds in a log."""
+    lively = sys.stderr.isatty()
+    return tqdm(mininterval=0.1 if lively else 10.0, ascii=None if lively else True, dynamic_ncols=lively, **options)
 
 
 def training_data(settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +79,7 @@ def train(name: str, settings: Settings, seed: int) -> tuple[Classifier, dict[st
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     path = settings.out / "checkpoints" / f"{name}-{seed}.pt"
     record = _load(path, parts, settings) or {"epoch": 0, "updates": 0, "evaluations": 0, "seconds": 0.0, "losses": []}
-    bar = tqdm(total=settings.epochs, initial=record["epoch"], desc=f"{LABELS[name]}, seed {seed}", unit="epoch")
+    bar = progress(total=settings.epochs, initial=record["epoch"], desc=f"{LABELS[name]}, seed {seed}", unit="epoch")
     with bar, stop_on_ctrl_c() as flag:
         while record["epoch"] < settings.epochs:
             started = time.perf_counter()
@@ -82,7 +89,7 @@ def train(name: str, settings: Settings, seed: int) -> tuple[Classifier, dict[st
             record["losses"].append(loss)
             record["seconds"] += time.perf_counter() - started
             bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if flag["stop"] or record["epoch"] % SAVE_EVERY == 0 or record["epoch"] == settings.epochs:
                 _save(path, parts, record, settings)
             if flag["stop"]:
@@ -91,7 +98,13 @@ def train(name: str, settings: Settings, seed: int) -> tuple[Classifier, dict[st
 
 
 def _epoch(
-    model: Classifier, optimizer: Any, points: Tensor, labels: Tensor, settings: Settings, seed: int, record: dict[str, Any]
+    model: Classifier,
+    optimizer: Any,
+    points: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    seed: int,
+    record: dict[str, Any],
 ) -> float:
     """One pass; the order depends on seed and epoch alone, so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(7919 * (seed + 1) + record["epoch"])
@@ -125,7 +138,7 @@ def _load(path: pathlib.Path, parts: dict[str, Any], settings: Settings) -> dict
     if saved["key"] != wanted:
         other = {name: saved["key"].get(name) for name in wanted if saved["key"].get(name) != wanted[name]}
         raise InputError(
-            f"{path.parent.parent} holds a training with {other}, not {({n: wanted[n] for n in other})}. Give those settings"
+            f"{path.parent.parent} holds a training with {other}, not { ({n: wanted[n] for n in other}) }. Give those settings"
             " to continue it, or another --out."
         )
     for name, part in parts.items():
