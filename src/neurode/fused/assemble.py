@@ -498,7 +498,8 @@ class Assembler:
         places = self.place[refs]
         assert bool((places >= 0).all())
         stride = int(places[1] - places[0]) if len(places) > 1 else 1
-        if torch.equal(places, places[0] + torch.arange(len(places)) * stride) and stride >= 0:
+        one_space = not bool(((places >> SPACE_SHIFT) != (places[0] >> SPACE_SHIFT)).any())
+        if one_space and stride >= 0 and torch.equal(places, places[0] + torch.arange(len(places)) * stride):
             return Rows(Space(int(places[0]) >> SPACE_SHIFT), int(places[0]) & ((1 << SPACE_SHIFT) - 1), stride)
         return RowMap(tuple(places.tolist()))
 

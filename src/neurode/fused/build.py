@@ -22,7 +22,7 @@ from neurode.fused.capture import (
     record_gradients,
     same_shape,
 )
-from neurode.fused.lower import Accumulated, Lowering
+from neurode.fused.lower import Accumulated, Literal, Lowering
 from neurode.fused.program import Program
 
 
@@ -59,23 +59,25 @@ class Before:
         sources: for each uniform buffer a graph node, a known tensor, or `("gather", places)`.
         positions: name of a constant of the graph -> its position among the tensors from outside.
         constants: the last uniforms.
-        dtype: of the state.
+        low: its lowering.
     """
 
     def __init__(
-        self, traced: Traced, sources: list[Any], positions: dict[str, int], constants: Sequence[float], dtype: Any
+        self, traced: Traced, low: Lowering, sources: list[Any], positions: dict[str, int], constants: Sequence[float]
     ) -> None:
+        dtype = low.dtype
         self.sources, self.positions, self.dtype = sources, positions, dtype
+        self.literals = _literals(low)
         self.constants = torch.tensor(list(constants), dtype=dtype)
         self.module = traced.module
         needed = [s for s in sources if isinstance(s, fx.Node)]
-        self.order = _order(needed)
+        self.order = _order(needed, set(self.literals))
         self.any_gather = any(isinstance(s, tuple) for s in sources)
 
     @torch.no_grad()
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """The uniform array for the present values of the tensors from outside."""
-        values = _evaluate(self.order, self.module, self.positions, tensors, {})
+        values = _evaluate(self.order, self.module, self.positions, tensors, dict(self.literals))
         parts = []
         for source in self.sources:
             if isinstance(source, fx.Node):
@@ -118,14 +120,15 @@ class After:
                     if isinstance(part, Accumulated) and part.offset is not None:
                         self.leaves[user] = part
         later = [n for n, v in zip(self.nodes, totals, strict=True) if v is not None and v.offset is None]
-        self.order = _order(later, stop=set(self.leaves))
+        self.literals = _literals(low)
+        self.order = _order(later, set(self.leaves) | set(self.literals))
 
     @torch.no_grad()
     def __call__(self, accumulators: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients of the wanted tensors, None where there is none."""
         known: dict[fx.Node, Tensor] = {}
         if self.order:
-            known = {n: _piece(accumulators, v) for n, v in self.leaves.items()}
+            known = {**self.literals, **{n: _piece(accumulators, v) for n, v in self.leaves.items()}}
             known = _evaluate(self.order, self.module, self.positions, tensors, known)
         made: list[Tensor | None] = []
         for node, total in zip(self.nodes, self.totals, strict=True):
@@ -141,13 +144,17 @@ def _piece(accumulators: Tensor, total: Accumulated) -> Tensor:
     return accumulators[total.offset : total.offset + math.prod(total.shape)].reshape(total.shape)
 
 
-def _order(nodes: list[fx.Node], stop: set[fx.Node] | None = None) -> list[fx.Node]:
+def _literals(low: Lowering) -> dict[fx.Node, Tensor]:
+    return {n: v.tensor for n, v in low.env.items() if isinstance(v, Literal)}
+
+
+def _order(nodes: list[fx.Node], stop: set[fx.Node]) -> list[fx.Node]:
     """All nodes that some nodes need, in the order of the graph."""
     needed: set[fx.Node] = set()
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if node in needed or node in (stop or ()):
+        if node in needed or node in stop:
             continue
         needed.add(node)
         stack.extend(node.all_input_nodes)
@@ -241,7 +248,7 @@ def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Progra
         split,
         outer,
         tuple(where[id(x)] for x in traced.wanted),
-        Before(traced, sources, positions, program.constants, low.dtype),
+        Before(traced, low, sources, positions, program.constants),
         After(traced, low, assembler.totals, positions),
         tuple(where[key] for key in low.baked if key in where),
         traced.gradients,

@@ -20,7 +20,28 @@ from torch import Tensor, fx
 from neurode._field import Field, PerRow, is_per_row
 
 KEPT_WHOLE = {"tanh_backward", "sigmoid_backward", "threshold_backward"}  # one instruction each
+ALSO_DECOMPOSED = (
+    "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm",
+    "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward", "native_batch_norm",
+    "native_batch_norm_backward", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "gelu",
+    "gelu_backward", "elu", "elu_backward", "leaky_relu", "leaky_relu_backward", "hardtanh", "hardtanh_backward",
+    "hardsigmoid", "hardsigmoid_backward", "hardswish", "hardswish_backward", "mish", "mish_backward", "silu",
+    "silu_backward", "softshrink", "hardshrink", "softplus_backward", "log_sigmoid_forward", "log_sigmoid_backward",
+    "linalg_vector_norm", "norm", "_weight_norm_interface", "_weight_norm_interface_backward", "logaddexp", "lerp",
+    "addcmul", "addcdiv", "addmv", "addr", "baddbmm", "logsumexp", "select_backward", "slice_backward",
+    "_prelu_kernel", "_prelu_kernel_backward", "rsub", "frac", "xlogy", "sinc", "hypot", "trace", "tril", "triu",
+    "unfold_backward", "diagonal_backward", "masked_fill", "nan_to_num", "std", "std_mean", "glu", "glu_backward",
+    "linalg_cross", "renorm", "roll", "rot90", "stack", "deg2rad", "rad2deg", "heaviside", "dot", "vdot",
+)  # fmt: skip
 PROBE_ROWS = (2, 3)
+
+
+aten = torch.ops.aten
+RESHAPED_IN_PLACE = {  # these change no number
+    aten.squeeze_.default: aten.squeeze.default, aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims, aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.t_.default: aten.t.default, aten.transpose_.default: aten.transpose.int,
+}  # fmt: skip
 
 
 class CannotLower(Exception):
@@ -57,9 +78,8 @@ def decompositions() -> dict[Any, Any]:
     if not _TABLE:
         from torch._decomp import core_aten_decompositions, get_decompositions
 
-        aten = torch.ops.aten
         _TABLE.update(core_aten_decompositions())
-        _TABLE.update(get_decompositions([aten._softmax, aten._log_softmax, aten.native_layer_norm, aten.gelu]))
+        _TABLE.update(get_decompositions([getattr(aten, name) for name in ALSO_DECOMPOSED]))
         for op in [op for op in _TABLE if str(op).split(".")[1] in KEPT_WHOLE]:
             del _TABLE[op]
     return _TABLE
@@ -128,7 +148,11 @@ def _record(function: Callable[..., Any], values: list[Tensor]) -> fx.GraphModul
 
     try:
         with recording(), torch.no_grad():
-            return make_fx(function, decomposition_table=decompositions(), record_stack_traces=True)(*values)
+            made = make_fx(function, decomposition_table=decompositions(), record_stack_traces=True)(*values)
+        for node in made.graph.nodes:
+            node.target = RESHAPED_IN_PLACE.get(node.target, node.target)
+        made.graph.eliminate_dead_code()
+        return made
     except CannotLower:
         raise
     except Exception as error:

@@ -55,6 +55,13 @@ class Accumulated:
     in_lanes: Callable[[], Lanes] | None = None
 
 
+@dataclass(frozen=True)
+class Refused:
+    """What cannot be lowered; harmless where only its shape is used."""
+
+    reason: str
+
+
 VIEWS = {
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice", "select",
     "split", "split_with_sizes", "unbind", "alias", "detach", "diagonal", "as_strided", "unfold", "movedim", "getitem",
@@ -127,14 +134,29 @@ class Lowering:
             elif node.op == "call_function":
                 if any(arg in self.late for arg in node.all_input_nodes):
                     self.late.add(node)
-                try:
-                    self.env[node] = self._call(node)
-                except CannotLower as error:
-                    where = place(node)
-                    raise CannotLower(f"{error} ({where})" if where and where not in str(error) else str(error)) from None
+                self.env[node] = self._try(node)
         output = next(node for node in nodes if node.op == "output")
         self.outputs = [self.env[x] if isinstance(x, fx.Node) else None for x in output.args[0]]
         self.output_nodes = list(output.args[0])
+        for value in self.outputs:
+            if isinstance(value, Refused):
+                raise CannotLower(value.reason)
+
+    def _try(self, node: fx.Node) -> Any:
+        """The value of a node; a refusal counts only where something but its shape is used."""
+        refused = next((v for v in map(self.env.get, node.all_input_nodes) if isinstance(v, Refused)), None)
+        if refused is not None and name_of(node) not in CREATION and not is_inplace(node):
+            return refused
+        try:
+            if refused is not None and is_inplace(node):
+                raise CannotLower(refused.reason)
+            return self._call(node)
+        except CannotLower as error:
+            where = place(node)
+            reason = f"{error} ({where})" if where and "File" not in str(error) and '"' not in str(error) else str(error)
+            if is_inplace(node):
+                raise CannotLower(reason) from None
+            return Refused(reason)
 
     def _place_inputs(self, inputs: list[fx.Node]) -> None:
         rows = self.traced.rows
@@ -211,7 +233,8 @@ class Lowering:
         flat = [x for v in values for x in (v if isinstance(v, list) else [v])]
         has = lambda kind: any(isinstance(x, kind) for x in flat)  # noqa: E731
         if name == "getitem":
-            return values[0][node.args[1]] if isinstance(values[0], list) else self._general(node, name, flat)
+            if isinstance(values[0], list):
+                return values[0][node.args[1]]
         if is_inplace(node):
             return self._inplace(node)
         if name in CREATION:
@@ -412,8 +435,7 @@ class Lowering:
     def _after(self, node: fx.Node, name: str, operands: list[Any]) -> Any:
         """An operation on totals that PyTorch does after the solve; it must be linear in them."""
         totals = sum(isinstance(x, Accumulated) for x in operands)
-        literal = [x.tensor for x in operands if isinstance(x, Literal)]
-        linear = name in LINEAR or (name == "sum")
+        linear = name in LINEAR or name == "_weight_norm_interface_backward"
         if name in ("mul", "div", "mm", "bmm") and totals > 1:
             linear = False
         if name == "div" and not isinstance(self._value(node.args[0]), Accumulated):
@@ -423,12 +445,11 @@ class Lowering:
             zero = all(isinstance(x, Literal) and (x.tensor.dtype is torch.bool or not x.tensor.any()) for x in others)
             scalars = any(isinstance(a, int | float) and a != 0 for a in node.args[:2]) and name in ("add", "sub")
             linear = zero and not scalars
-        del literal
-        if not linear or not isinstance(node.meta.get("val"), Tensor | list | tuple):
+        value = node.meta.get("val")
+        if not linear or not isinstance(value, Tensor | list | tuple):
             return self._call(node, force=True)
-        value = node.meta["val"]
         if isinstance(value, list | tuple):
-            return self._call(node, force=True)
+            return [Accumulated(None, tuple(x.shape)) for x in value]
         return Accumulated(None, tuple(value.shape))
 
     def total(self, shape: tuple[int, ...], emit: Callable[[int], None], in_lanes: Callable[[], Tensor]) -> Accumulated:
@@ -596,13 +617,13 @@ class Lowering:
 
     def _slice(self, x: Tensor, z: Tensor, late_only: bool) -> Any:
         """One product `(M, K) @ (K, N)`."""
-        if self._is_uniform(rows_of(z)):
-            return self._gemm(x, rows_of(z))
-        if self._is_uniform(rows_of(x)):
-            return self._gemm(z.t(), rows_of(x).t()).t()
         sx, sz = samples_of(x), samples_of(z)
         rx, cz = sx.amax(1, keepdim=True), sz.amax(0, keepdim=True)
         within = not bool(((sx != 0) & (sx != rx)).any()) and not bool(((sz != 0) & (sz != cz)).any())
+        if within and self._is_uniform(rows_of(z)):
+            return self._gemm(x, rows_of(z))
+        if within and self._is_uniform(rows_of(x)):
+            return self._gemm(z.t(), rows_of(x).t()).t()
         if within and not bool(((rx != 0) & (cz != 0) & (rx != cz)).any()):
             if late_only and not bool(sx.any()) and not bool(sz.any()):
                 return self._weight_gradient(x, z, [torch.arange(x.shape[1])])
@@ -657,7 +678,9 @@ class Lowering:
         step_k = int(weight[1, 0]) - offset if K > 1 else 0
         step_o = int(weight[0, 1]) - offset if N > 1 else 0
         fits = offset + torch.arange(K).unsqueeze(1) * step_k + torch.arange(N) * step_o
-        if torch.equal(fits, weight):
+        home = next(b for b in self.book.buffers if b.start <= offset < b.start + b.n)
+        inside = bool(((weight >= home.start) & (weight < home.start + home.n)).all())
+        if inside and torch.equal(fits, weight):
             return offset, step_k, step_o
         start = self.book.buffer(K * N, "uniform", ("gather", weight.reshape(-1).clone())).start
         return start, N, 1

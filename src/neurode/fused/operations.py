@@ -192,6 +192,10 @@ def _folds(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
         total = low.reduce(Reduction.SUM, low.pointwise(Micro.MUL, off, off), dims, _keep(node))
         return low.pointwise(Micro.MUL, total, 1.0 / (count - (1 if correction is None else correction)))
 
+    def var_mean(node: fx.Node) -> list[Tensor]:
+        ids = low.ids(node.args[0])
+        return [var(node), _mean(low, ids, _dims(node, ids), _keep(node))]
+
     def prod(node: fx.Node) -> Tensor:
         ids = low.ids(node.args[0])
         return low.reduce(Reduction.PROD, ids, _dims(node, ids), _keep(node))
@@ -204,7 +208,7 @@ def _folds(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
 
     return {
         "sum": fold(Reduction.SUM), "amax": extreme(Reduction.MAX), "amin": extreme(Reduction.MIN),
-        "max": extreme(Reduction.MAX), "min": extreme(Reduction.MIN), "mean": mean, "var": var, "prod": prod,
+        "max": extreme(Reduction.MAX), "min": extreme(Reduction.MIN), "mean": mean, "var": var, "var_mean": var_mean, "prod": prod,
         "any": fold(Reduction.MAX), "all": fold(Reduction.MIN), "cumsum": cumsum,
     }  # fmt: skip
 
