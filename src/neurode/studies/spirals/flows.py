@@ -13,6 +13,7 @@ from neurode.studies.spirals.settings import Settings
 from neurode.studies.spirals.train import progress
 
 TIMES = torch.linspace(0, 1, 41)
+NUM_JACOBIANS = 500
 
 
 def _flow(features: int, width: int = 32) -> NeuralODE:
@@ -105,9 +106,7 @@ def _separate(
     with torch.no_grad():
         path = flow.trajectory(widen(points[:96]), TIMES)
         right = float((model(fresh).argmax(1) == fresh_labels).double().mean())
-    return {
-        "accuracy": right,
-        "loss": loss,
-        "path": path.tolist(),
-        "distance": float(path.diff(dim=0).norm(dim=-1).sum(0).mean()),
-    }
+    moved = flow.with_solver(batch_dim=None)
+    derivative = torch.vmap(torch.func.jacrev(moved))(widen(fresh[:NUM_JACOBIANS])).detach()
+    stretch = float(torch.linalg.matrix_norm(derivative, 2).max())
+    return {"accuracy": right, "loss": loss, "path": path.tolist(), "stretch": stretch}
