@@ -21,7 +21,7 @@ def test_bayes_accuracy_agrees_with_a_monte_carlo_estimate() -> None:
     points, labels = spirals(20_000, generator=torch.Generator().manual_seed(3))
     theta = torch.linspace(0, TURNS, 1500, dtype=torch.float64)
     arm = torch.stack([theta.cos(), theta.sin()], 1) * (theta / TURNS)[:, None]
-    near = torch.stack([torch.exp(-torch.cdist(points.double(), s * arm) ** 2 / 0.02).sum(1) for s in (1.0, -1.0)], 1)
+    near = torch.stack([torch.exp(-(torch.cdist(points.double(), s * arm) ** 2) / 0.02).sum(1) for s in (1.0, -1.0)], 1)
     right = (near.argmax(1) == labels).double().mean()
     assert abs(float(right) - bayes_accuracy()) < 3 * math.sqrt(0.8763 * 0.1237 / 20_000)
 
