@@ -1,0 +1,92 @@
+// The C interface: chooses the engine for the processor once, and hands calls to it.
+#include "abi.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "engine.h"
+
+using neurode::Engine;
+using neurode::Program;
+
+namespace {
+
+struct Isa {
+    const char* name;
+    const Engine* (*engine)(int dtype);
+    bool (*runs)();
+};
+
+// The widest first. NEURODE_ISA names one to take instead, where the processor has it.
+const Isa isas[] = {
+#if defined(NEURODE_WITH_AVX512)
+    {"avx512", neurode::engine_avx512,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+     }},
+#endif
+#if defined(NEURODE_WITH_AVX2)
+    {"avx2", neurode::engine_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"baseline", neurode::engine_baseline, [] { return true; }},
+};
+
+const Isa& choose() {
+    const char* wanted = std::getenv("NEURODE_ISA");
+    if (wanted)
+        for (const Isa& isa : isas)
+            if (!std::strcmp(isa.name, wanted) && isa.runs()) return isa;
+    for (const Isa& isa : isas)
+        if (isa.runs()) return isa;
+    return isas[sizeof isas / sizeof *isas - 1];
+}
+
+const Isa& chosen() {
+    static const Isa& isa = choose();
+    return isa;
+}
+
+const Engine& engine_of(const Program& p) { return *chosen().engine(p.dtype); }
+
+thread_local const char* last_error = "";
+
+} // namespace
+
+extern "C" {
+
+int64_t nd_abi(void) { return NEURODE_ABI; }
+int64_t nd_sizeof_solve(void) { return sizeof(nd_solve); }
+const char* nd_isa(void) { return chosen().name; }
+const char* nd_error(void) { return last_error; }
+
+void* nd_program_new(const int32_t* words, int64_t n, const int32_t* maps, int64_t num_maps, int64_t dtype) {
+    return neurode::decode(words, n, maps, num_maps, int32_t(dtype), &last_error);
+}
+void nd_program_free(void* program) { neurode::release(static_cast<Program*>(program)); }
+
+void nd_eval(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, void* out) {
+    const Program& p = *static_cast<Program*>(program);
+    engine_of(p).eval(p, u, rows, t, y, rowdata, out);
+}
+void nd_vjp(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, const void* g,
+            void* grad_y, void* grad_t, void* grad_rowdata, void* accumulators) {
+    const Program& p = *static_cast<Program*>(program);
+    engine_of(p).vjp(p, u, rows, t, y, rowdata, g, grad_y, grad_t, grad_rowdata, accumulators);
+}
+int64_t nd_forward(void* program, nd_solve* s) {
+    const Program& p = *static_cast<Program*>(program);
+    engine_of(p).forward(p, *s);
+    return 0;
+}
+int64_t nd_backward(void* program, nd_solve* s) {
+    const Program& p = *static_cast<Program*>(program);
+    engine_of(p).backward(p, *s);
+    return 0;
+}
+void nd_trace_free(void* program, void* trace) { engine_of(*static_cast<Program*>(program)).free_trace(trace); }
+void nd_micro(int64_t dtype, int64_t op, void* out, const void* a, const void* b, const void* c, int64_t n) {
+    chosen().engine(int(dtype))->micro(int(op), out, a, b, c, n);
+}
+
+} // extern "C"

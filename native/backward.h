@@ -1,0 +1,304 @@
+// The way back: the exact derivative of the numbers that the way forward computed, with accepted times held constant. Every lane
+// replays the steps of its own row, the last one first, and takes the next row when it is done. Rows that failed do not take
+// part, and an idle lane repeats a live one with cotangent zero: nothing that is not finite meets what rows share.
+#pragma once
+#include "forward.h"
+
+namespace NEURODE_NAMESPACE {
+
+template <class R> class Backward {
+    typedef typename Trace<R>::Step Step;
+
+  public:
+    Backward(const Program& program, nd_solve& solve, const Trace<R>& trace, int T)
+        : p(program), s(solve), batch(solve, program.size, program.num_rowdata), method(solve), trace_(trace),
+          stages_(method.all), work_(bytes(program, solve, T)),
+          run(program, static_cast<const R*>(solve.uniforms), T, stages_, true, work_), tile(program, method, run, work_), T(T),
+          D(program.size), N(tile.N) {
+        saved_step_ = ptrdiff_t(p.rows_saved) * T, cot_step_ = ptrdiff_t(p.rows_cotangent) * T;
+        own_saved_ = work_.take<R>(saved_step_ * stages_);
+        cot_ = work_.take<R>(cot_step_ * stages_);
+        for (ptrdiff_t i = 0; i < saved_step_ * stages_; i++) own_saved_[i] = 0;
+        for (ptrdiff_t i = 0; i < cot_step_ * stages_; i++) cot_[i] = 0;
+        bases_[SCRATCH] = work_.take<R>(size_t(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward) * T);
+        gk_ = work_.take<R>(N * stages_), gy1_ = work_.take<R>(N), gy_ = work_.take<R>(N);
+        grad_rowdata_ = work_.take<R>(size_t(p.num_rowdata) * T);
+        lanes_ = work_.take<Lane>(T);
+        gt0_ = work_.take<double>(T), gt1_ = work_.take<double>(T);
+        for (int l = 0; l < T; l++) lanes_[l] = Lane();
+        for (ptrdiff_t i = 0; i < N; i++) gy1_[i] = gy_[i] = 0;
+        for (ptrdiff_t i = 0; i < ptrdiff_t(p.num_rowdata) * T; i++) grad_rowdata_[i] = 0;
+        times_ = s.grad_t0 || s.grad_t1 || s.grad_grid || s.grad_eval;
+    }
+    static size_t bytes(const Program& p, const nd_solve& s, int T) {
+        size_t all = size_t(s.stages + s.extra), n = size_t(p.size) * T;
+        return Interpreter<R>::bytes(p, T, int(all), true) + Tile<R>::bytes(p, T, int(all)) +
+               Workspace::size_of<R>(size_t(p.rows_saved) * T * all) + Workspace::size_of<R>(size_t(p.rows_cotangent) * T * all) +
+               Workspace::size_of<R>(size_t(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward) * T) +
+               Workspace::size_of<R>(n * all) + 2 * Workspace::size_of<R>(n) + Workspace::size_of<R>(size_t(p.num_rowdata) * T) +
+               Workspace::size_of<Lane>(T) + 2 * Workspace::size_of<double>(T) + 4096;
+    }
+
+    void all_rows() {
+        clear_outputs();
+        bool whole = trace_.kept && trace_.kept_T == T; // tiles as on the way forward, where no row failed
+        for (int64_t row = 0; row < s.rows; row++) whole = whole && s.status[row] == ND_SUCCESS;
+        kept_ = whole ? trace_.kept : nullptr;
+        int64_t next = 0;
+        while (true) {
+            bool refill = !kept_ || idle() == T; // kept stages: a tile's rows stay together
+            tile_index_ = refill ? next / T : tile_index_;
+            for (int l = 0; l < T && refill; l++)
+                while (lanes_[l].row < 0 && next < s.rows) take_row(l, next++);
+            if (idle() == T) {
+                if (next >= s.rows) break;
+                continue;
+            }
+            step();
+        }
+        run.flush(static_cast<R*>(s.accumulators));
+    }
+
+  private:
+    struct Lane {
+        int64_t row = -1, step = -1, output = -1, point = 0;
+    };
+
+    int idle() const {
+        int n = 0;
+        for (int l = 0; l < T; l++) n += lanes_[l].row < 0;
+        return n;
+    }
+
+    void clear_outputs() {
+        std::memset(s.grad_y0, 0, sizeof(R) * s.rows * D);
+        if (s.grad_rowdata) std::memset(s.grad_rowdata, 0, sizeof(R) * s.rows * p.num_rowdata);
+        std::memset(s.accumulators, 0, sizeof(R) * p.num_accumulators);
+        if (s.grad_t0) std::memset(s.grad_t0, 0, sizeof(double) * s.rows);
+        if (s.grad_t1) std::memset(s.grad_t1, 0, sizeof(double) * s.rows);
+        if (s.grad_grid) std::memset(s.grad_grid, 0, sizeof(double) * s.points * s.rows);
+        if (s.grad_eval) std::memset(s.grad_eval, 0, sizeof(double) * s.num_eval * s.rows);
+    }
+
+    const R* grad_ys(int64_t j, int64_t row) const { return static_cast<const R*>(s.grad_ys) + (j * s.rows + row) * D; }
+
+    void take_row(int l, int64_t row) {
+        if (s.status[row] != ND_SUCCESS) return;
+        Lane& lane = lanes_[l];
+        lane.row = row, lane.step = trace_.last(row), lane.output = s.num_eval - 1;
+        lane.point = s.grid ? s.points - 2 : 0;
+        for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] = s.grad_y1 ? static_cast<const R*>(s.grad_y1)[row * D + f] : R(0);
+        if (batch.A) {
+            tile.put(tile.rowdata, l, batch.rowdata(row), batch.A);
+            for (int i = 0; i < batch.A; i++) grad_rowdata_[ptrdiff_t(i) * T + l] = 0;
+        }
+        if (s.grid) skip_empty(lane);
+        if (lane.step < 0) end_row(l);
+    }
+
+    void skip_empty(Lane& lane) const { // intervals of length zero were no steps
+        while (lane.point > 0 && batch.grid(lane.point, lane.row) == batch.grid(lane.point + 1, lane.row)) lane.point--;
+    }
+
+    void end_row(int l) { // what is left are outputs at the start
+        Lane& lane = lanes_[l];
+        R* to = static_cast<R*>(s.grad_y0) + lane.row * D;
+        tile.get(gy1_, l, to, D);
+        for (; s.grad_ys && lane.output >= 0; lane.output--)
+            for (int f = 0; f < D; f++) to[f] += grad_ys(lane.output, lane.row)[f];
+        if (s.grad_rowdata) tile.get(grad_rowdata_, l, static_cast<R*>(s.grad_rowdata) + lane.row * batch.A, batch.A);
+        lane.row = -1;
+        for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] = 0;
+    }
+
+    // ---- one step of every lane
+
+    void step() {
+        load_steps();
+        bool dense = dense_inside();
+        int n = dense ? stages_ : method.num_before_end();
+        replay(n);
+        std::memset(gk_, 0, sizeof(R) * N * n);
+        for (ptrdiff_t i = 0; i < N; i++) gy_[i] = 0;
+        for (int l = 0; l < T; l++) gt0_[l] = gt1_[l] = 0;
+        for (int l = 0; l < T; l++)
+            if (lanes_[l].row >= 0) outputs(l, n);
+        end_of_step();
+        for (int i = n - 1; i >= 0; i--) stage(i);
+        bases_[SAVED] = saved_, bases_[COTANGENT] = cot_, bases_[ROWDATA] = tile.rowdata;
+        run.gradient(bases_, n, saved_step_, cot_step_);
+        for (int l = 0; l < T; l++)
+            if (lanes_[l].row >= 0) leave_step(l);
+        R* swap = gy_;
+        gy_ = gy1_, gy1_ = swap;
+        for (int l = 0; l < T; l++)
+            if (lanes_[l].row >= 0 && lanes_[l].step < 0) end_row(l);
+    }
+
+    void load_steps() {
+        int live = 0;
+        while (lanes_[live].row < 0) live++;
+        for (int l = 0; l < T; l++) {
+            const Lane& lane = lanes_[lanes_[l].row >= 0 ? l : live];
+            const Step* step = trace_.at(lane.step);
+            tile.t0[l] = step->t0, tile.t1[l] = step->t1;
+            tile.put(tile.y, l, step->y, D);
+            if (lanes_[l].row < 0) {
+                tile.copy_lane(tile.rowdata, live, l, batch.A);
+                for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] = 0;
+            }
+        }
+        tile.set_lengths();
+    }
+
+    double sign(int l) const { return tile.t1[l] >= tile.t0[l] ? 1 : -1; }
+
+    // Whether an output of a live lane lies in its step other than at the end.
+    bool dense_inside() const {
+        if (!s.grad_ys) return false;
+        for (int l = 0; l < T; l++) {
+            const Lane& lane = lanes_[l];
+            if (lane.row < 0) continue;
+            for (int64_t j = lane.output; j >= 0; j--) {
+                double t = batch.t_eval(j, lane.row);
+                if ((t - tile.t0[l]) * sign(l) <= 0 && !(times_ && t == tile.t0[l])) break;
+                if (t != tile.t1[l] || times_) return true;
+            }
+        }
+        return false;
+    }
+
+    void replay(int n) {
+        bool kept = kept_ && !times_ && n == method.num_before_end();
+        if (kept) {
+            int live = 0;
+            while (lanes_[live].row < 0) live++;
+            saved_ = kept_ + (tile_index_ * (s.points - 1) + lanes_[live].point) * n * saved_step_;
+            return;
+        }
+        saved_ = own_saved_;
+        for (int i = 0; i < n; i++) tile.evaluate(i, saved_ + i * saved_step_, bases_);
+        s.backward_evaluations += int64_t(n) * (T - idle());
+    }
+
+    // Cotangents of the outputs in the lane's step, onto the state at its start, the stages and the times.
+    void outputs(int l, int n) {
+        Lane& lane = lanes_[l];
+        for (; s.grad_ys && lane.output >= 0; lane.output--) {
+            double t = batch.t_eval(lane.output, lane.row);
+            bool first = trace_.at(lane.step)->previous < 0;
+            if ((t - tile.t0[l]) * sign(l) < 0 || (t == tile.t0[l] && !(first && times_))) return;
+            const R* g = grad_ys(lane.output, lane.row);
+            if (t == tile.t1[l] && !times_) {
+                for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] += g[f];
+            } else {
+                dense_output(l, n, (t - tile.t0[l]) / (tile.t1[l] - tile.t0[l]), g);
+            }
+        }
+    }
+    void dense_output(int l, int n, double x, const R* g) {
+        double along = 0, slope = 0; // g . sum_i w_i k_i, and the same with dw_i / dx
+        for (int i = 0; i < n; i++) {
+            double w = method.weight(i, x), dw = times_ ? method.weight(i, x, true) : 0;
+            if (w == 0 && dw == 0) continue;
+            R weight = R(w) * tile.h[l];
+            double dot = 0;
+            for (int f = 0; f < D; f++) {
+                ptrdiff_t at = i * N + ptrdiff_t(f) * T + l;
+                gk_[at] += weight * g[f];
+                dot += double(g[f]) * double(tile.k[at]);
+            }
+            along += w * dot, slope += dw * dot;
+        }
+        for (int f = 0; f < D; f++) gy_[ptrdiff_t(f) * T + l] += g[f];
+        if (!times_) return;
+        // y = y0 + h W(x), x = (t - t0) / (t1 - t0): slope is h dW/dx . g / h
+        if (s.grad_eval) s.grad_eval[lanes_[l].output * s.rows + lanes_[l].row] += slope;
+        gt1_[l] += along - x * slope;
+        gt0_[l] += -along - (1 - x) * slope;
+    }
+
+    // y1 = y0 + h sum_i b_i k_i.
+    void end_of_step() {
+        for (ptrdiff_t i = 0; i < N; i++) gy_[i] += gy1_[i];
+        for (int j = 0; j < method.stages; j++)
+            if (method.b(j) != 0) onto_stage(j, method.b(j), gy1_);
+    }
+
+    // gk_j += h w g; and what that makes of the interval's ends.
+    void onto_stage(int j, double w, const R* g) {
+        R *to = gk_ + j * N, weight = R(w);
+        for (ptrdiff_t i = 0; i < N;)
+            for (int v = 0; v < T; v += LANES<R>, i += LANES<R>)
+                store(to + i, load(to + i) + splat<R>(weight) * load(tile.h + v) * load(g + i));
+        if (!times_) return;
+        for (int f = 0; f < D; f++)
+            for (int l = 0; l < T; l++) {
+                ptrdiff_t i = ptrdiff_t(f) * T + l;
+                double part = w * double(g[i]) * double(tile.k[j * N + i]);
+                gt1_[l] += part, gt0_[l] -= part;
+            }
+    }
+
+    // The vector-Jacobian product of stage i, from gk_i onto the state at the start and the stages before.
+    void stage(int i) {
+        R* cot = cot_ + i * cot_step_;
+        std::memcpy(cot, gk_ + i * N, N * sizeof(R));
+        bases_[SAVED] = saved_ + i * saved_step_, bases_[COTANGENT] = cot, bases_[ROWDATA] = tile.rowdata;
+        run.backward(bases_);
+        s.backward_products += T - idle();
+        if (p.grad_t.present() && times_) {
+            const R* g = run.row(bases_, p.grad_t);
+            for (int l = 0; l < T; l++) gt0_[l] += (1 - method.c(i)) * double(g[l]), gt1_[l] += method.c(i) * double(g[l]);
+        }
+        if (p.grad_rowdata.present()) {
+            const R* g = run.row(bases_, p.grad_rowdata);
+            for (ptrdiff_t j = 0; j < ptrdiff_t(p.num_rowdata) * T; j += LANES<R>)
+                store(grad_rowdata_ + j, load(grad_rowdata_ + j) + load(g + j));
+        }
+        if (!p.grad_y.present()) return;
+        const R* g = run.row(bases_, p.grad_y);
+        for (ptrdiff_t j = 0; j < N; j += LANES<R>) store(gy_ + j, load(gy_ + j) + load(g + j));
+        for (int j = 0; j < i; j++)
+            if (method.a(i, j) != 0) onto_stage(j, method.a(i, j), g);
+    }
+
+    void leave_step(int l) {
+        Lane& lane = lanes_[l];
+        const Step* step = trace_.at(lane.step);
+        int64_t row = lane.row;
+        if (s.grid && s.grad_grid) {
+            s.grad_grid[lane.point * s.rows + row] += gt0_[l];
+            s.grad_grid[(lane.point + 1) * s.rows + row] += gt1_[l];
+        }
+        if (!s.grid && s.grad_t1 && lane.step == trace_.last(row)) s.grad_t1[row] = gt1_[l];
+        if (!s.grid && s.grad_t0 && step->previous < 0) s.grad_t0[row] = gt0_[l];
+        lane.step = step->previous;
+        lane.point--;
+        if (s.grid) skip_empty(lane);
+    }
+
+    const Program& p;
+    nd_solve& s;
+    Batch<R> batch;
+    Tableau method;
+    const Trace<R>& trace_;
+    int stages_;
+    Workspace work_;
+    Interpreter<R> run;
+    Tile<R> tile;
+    int T, D;
+    ptrdiff_t N;
+    bool times_; // whether gradients of times are wanted
+    R* kept_ = nullptr;
+    int64_t tile_index_ = 0;
+    ptrdiff_t saved_step_, cot_step_;
+    Bases<R> bases_;
+    R *own_saved_, *saved_ = nullptr, *cot_;
+    R *gk_, *gy1_, *gy_; // cotangents of the stages, of the state at the step's end, at its start
+    R* grad_rowdata_;
+    Lane* lanes_;
+    double *gt0_, *gt1_; // of the interval's ends
+};
+
+} // namespace NEURODE_NAMESPACE

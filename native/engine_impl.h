@@ -1,0 +1,108 @@
+// What abi.cpp calls, for one instruction set: solves, single evaluations, tests.
+#pragma once
+#include "backward.h"
+#include "engine.h"
+
+namespace NEURODE_NAMESPACE {
+
+// ---- single evaluations, tile by tile
+
+template <class R>
+void eval(const Program& p, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, void* out) {
+    nd_solve s = {};
+    double zero = 0;
+    s.rows = rows, s.uniforms = u, s.y0 = y, s.rowdata = rowdata, s.stages = 1, s.t0 = s.t1 = t, s.t0_step = s.t1_step = 1;
+    s.a = s.b = s.c = &zero;
+    Forward<R> f(p, s, nullptr, tile_width<R>(p, rows));
+    for (int64_t first = 0; first < rows; first += f.T) {
+        int live = int(rows - first < f.T ? rows - first : f.T);
+        for (int l = 0; l < f.T; l++) {
+            int64_t row = first + (l < live ? l : 0);
+            f.load_lane(l, row, false);
+            f.tile.t0[l] = f.tile.t1[l] = t[row];
+        }
+        f.tile.set_lengths();
+        f.tile.evaluate(0, f.saved, f.bases);
+        for (int l = 0; l < live; l++) f.tile.get(f.tile.k, l, static_cast<R*>(out) + (first + l) * p.size, p.size);
+    }
+}
+
+// A vector-Jacobian product is the way back through one Euler step of length one, less the identity.
+template <class R>
+void vjp(const Program& p, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, const void* g,
+         void* grad_y, void* grad_t, void* grad_rowdata, void* accumulators) {
+    int T = tile_width<R>(p, rows);
+    size_t D = p.size, A = p.num_rowdata, scratch = p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward;
+    Workspace work(Interpreter<R>::bytes(p, T, 1, true) +
+                   sizeof(R) * T * (p.rows_saved + scratch + p.rows_cotangent + A) + 1024);
+    Interpreter<R> run(p, static_cast<const R*>(u), T, 1, true, work);
+    Bases<R> bases;
+    bases[SAVED] = work.take<R>(size_t(p.rows_saved) * T), bases[SCRATCH] = work.take<R>(scratch * T);
+    bases[COTANGENT] = work.take<R>(size_t(p.rows_cotangent) * T), bases[ROWDATA] = work.take<R>(A * T);
+    const R *ys = static_cast<const R*>(y), *gs = static_cast<const R*>(g), *as = static_cast<const R*>(rowdata);
+    auto write = [&](neurode::Place at, void* to, size_t n, int64_t row, int l) {
+        if (!to) return;
+        for (size_t i = 0; i < n; i++)
+            static_cast<R*>(to)[row * n + i] = at.present() ? run.row(bases, at)[i * T + l] : R(0);
+    };
+    for (int64_t first = 0; first < rows; first += T) {
+        int live = int(rows - first < T ? rows - first : T);
+        for (int l = 0; l < T; l++) {
+            int64_t row = first + (l < live ? l : 0);
+            bases[SAVED][l] = R(t[row]);
+            for (size_t i = 0; i < D; i++) bases[SAVED][(1 + i) * T + l] = ys[row * D + i];
+            for (size_t i = 0; i < D; i++) bases[COTANGENT][i * T + l] = l < live ? gs[row * D + i] : R(0);
+            for (size_t i = 0; i < A; i++) bases[ROWDATA][i * T + l] = as[row * A + i];
+        }
+        run.forward(bases);
+        run.backward(bases);
+        run.gradient(bases, 1, 0, 0);
+        for (int l = 0; l < live; l++) {
+            write(p.grad_y, grad_y, D, first + l, l);
+            write(p.grad_t, grad_t, 1, first + l, l);
+            write(p.grad_rowdata, grad_rowdata, A, first + l, l);
+        }
+    }
+    if (!accumulators) return;
+    std::memset(accumulators, 0, sizeof(R) * p.num_accumulators);
+    run.flush(static_cast<R*>(accumulators));
+}
+
+// ---- solves
+
+template <class R> void solve_forward(const Program& p, nd_solve& s) {
+    int T = tile_width<R>(p, s.rows);
+    Trace<R>* trace = s.keep ? new Trace<R>(s.rows, p.size) : nullptr;
+    s.trace = trace;
+    for (int64_t row = 0; row < s.rows; row++) s.evaluations[row] = s.accepted[row] = s.rejected[row] = 0;
+    if (trace && s.grid && s.grid_row_step == 0) {
+        size_t tiles = size_t((s.rows + T - 1) / T), stages = size_t(s.fsal ? s.stages - 1 : s.stages);
+        size_t bytes = tiles * (s.points - 1) * stages * p.rows_saved * T * sizeof(R);
+        if (bytes && bytes <= size_t(s.memory)) {
+            trace->kept = static_cast<R*>(neurode::take_block(bytes, &trace->kept_capacity));
+            trace->kept_T = T;
+        }
+    }
+    Forward<R> f(p, s, trace, T);
+    if (s.grid) f.fixed();
+    else f.adaptive();
+}
+
+template <class R> void solve_backward(const Program& p, nd_solve& s) {
+    s.backward_evaluations = s.backward_products = 0;
+    const Trace<R>& trace = *static_cast<const Trace<R>*>(s.trace);
+    Backward<R>(p, s, trace, tile_width<R>(p, s.rows)).all_rows();
+}
+
+template <class R> void free_trace(void* trace) { delete static_cast<Trace<R>*>(trace); }
+
+template <class R> void run_micro(int op, void* out, const void* a, const void* b, const void* c, int64_t n) {
+    micro<R>(op)(static_cast<R*>(out), static_cast<const R*>(a), static_cast<const R*>(b), static_cast<const R*>(c), n);
+}
+
+template <class R> const neurode::Engine* engine() {
+    static const neurode::Engine e = {eval<R>, vjp<R>, solve_forward<R>, solve_backward<R>, free_trace<R>, run_micro<R>};
+    return &e;
+}
+
+} // namespace NEURODE_NAMESPACE

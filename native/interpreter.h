@@ -1,0 +1,338 @@
+// Runs the sections of a tile program on one tile of T samples.
+#pragma once
+#include "micro.h"
+#include "product.h"
+#include "program.h"
+#include "workspace.h"
+
+namespace NEURODE_NAMESPACE {
+
+using neurode::Instruction;
+using neurode::Operand;
+using neurode::Place;
+using neurode::Program;
+using neurode::Section;
+
+// Where the rows of every space begin. UNIFORM is one number a row, the others T.
+template <class R> struct Bases {
+    R* at[NUM_SPACES] = {};
+    R*& operator[](int space) { return at[space]; }
+    R* operator[](int space) const { return at[space]; }
+};
+
+constexpr int STRIP = 512; // numbers that one step of a pointwise chain takes through at a time: a few of them fit L1
+
+template <class R> class Interpreter {
+  public:
+    // Tile width, and the packed weights of the sections that will run. `work` must have `bytes(...)`.
+    Interpreter(const Program& program, const R* u, int T, int stages, bool backward, Workspace& work)
+        : program_(program), u_(u), T_(T), height_(block_height<R>(T)) {
+        forward_ = pack_section(program.forward, work);
+        if (backward) backward_ = pack_section(program.backward, work);
+        registers_ = work.take<R>(size_t(program.max_registers) * strip());
+        gathered_ = work.take<R>(gather_size(program, T, stages));
+        if (backward) {
+            panel_ = work.take<R>(size_t(PANEL<R>) * stages * T);
+            sums_ = work.take<R>(sums_size(program));
+            std::memset(sums_, 0, sums_size(program) * sizeof(R));
+        }
+    }
+
+    static size_t bytes(const Program& p, int T, int stages, bool backward) {
+        size_t n = packed_bytes(p.forward) + Workspace::size_of<R>(size_t(p.max_registers) * strip(T)) +
+                   Workspace::size_of<R>(gather_size(p, T, stages));
+        if (backward)
+            n += packed_bytes(p.backward) + Workspace::size_of<R>(size_t(PANEL<R>) * stages * T) +
+                 Workspace::size_of<R>(sums_size(p));
+        return n;
+    }
+
+    int T() const { return T_; }
+    R* row(const Bases<R>& bases, Place p) const { return bases[p.space] + ptrdiff_t(p.row) * T_; }
+
+    void forward(const Bases<R>& bases) { run(program_.forward, forward_, bases); }
+    void backward(const Bases<R>& bases) { run(program_.backward, backward_, bases); }
+
+    // Adds the parameter gradients of all `stages` of a step; SAVED and COTANGENT of a stage lie `saved_step`, `cot_step` apart.
+    void gradient(const Bases<R>& bases, int stages, ptrdiff_t saved_step, ptrdiff_t cot_step) {
+        ptrdiff_t steps[NUM_SPACES] = {0, saved_step, 0, cot_step, 0};
+        R* sums = sums_;
+        for (const Instruction& i : program_.gradient) {
+            if (i.opcode == WGRAD) {
+                weight_gradient(i, bases, stages, steps, sums);
+                sums += wgrad_size(i);
+            } else {
+                row_gradient(i, bases, stages, steps, sums);
+                sums += ptrdiff_t(i.n) * LANES<R>;
+            }
+        }
+    }
+
+    // Adds what `gradient` has gathered to the program's accumulators.
+    void flush(R* acc) {
+        const R* sums = sums_;
+        for (const Instruction& i : program_.gradient) {
+            if (i.opcode == WGRAD) {
+                bool turned = panels_of_first(i);
+                int rows = turned ? i.K : i.O, features = turned ? i.O : i.K;
+                for (int p = 0; p < num_panels<R>(features); p++)
+                    for (int r = 0; r < rows; r++)
+                        for (int j = 0; j < PANEL<R>; j++, sums++) {
+                            int feature = p * PANEL<R> + j;
+                            if (feature >= features) continue;
+                            int o = turned ? feature : r, k = turned ? r : feature;
+                            acc[i.acc + ptrdiff_t(o) * i.acc_o + ptrdiff_t(k) * i.acc_k] += *sums;
+                        }
+            } else {
+                for (int k = 0; k < i.n; k++)
+                    for (int l = 0; l < LANES<R>; l++) acc[i.acc + k] += *sums++;
+            }
+        }
+    }
+
+  private:
+    // ---- operands
+
+    const R* lane_row(const Operand& x, const Bases<R>& bases, int i) const {
+        if (!x.mapped()) return bases[x.space] + (ptrdiff_t(x.row) + ptrdiff_t(i) * x.stride) * T_;
+        return bases[x.map[i] >> SPACE_SHIFT] + ptrdiff_t(x.map[i] & ROW_MASK) * T_;
+    }
+
+    // Rows [first, first + n) of a lane operand one after the other: in place, or copied to `to`.
+    const R* rows_of(const Operand& x, const Bases<R>& bases, int first, int n, R* to) const {
+        if (x.contiguous()) return lane_row(x, bases, first);
+        for (int i = 0; i < n; i++) std::memcpy(to + ptrdiff_t(i) * T_, lane_row(x, bases, first + i), T_ * sizeof(R));
+        return to;
+    }
+
+    void spread(const Operand& x, int first, int n, R* to) const { // uniform numbers as rows
+        for (int i = 0; i < n; i++) {
+            Vec<R> v = splat<R>(u_[x.ref(first + i) & ROW_MASK]);
+            for (int t = 0; t < T_; t += LANES<R>) store(to + ptrdiff_t(i) * T_ + t, v);
+        }
+    }
+
+    // ---- sections
+
+    void run(const Section& section, R* const* packed, const Bases<R>& bases) {
+        int product = 0;
+        for (const Instruction& i : section) {
+            switch (i.opcode) {
+            case POINTWISE: pointwise(i, bases); break;
+            case GEMM: product_of(i, packed_at(packed, product++), bases); break;
+            case REDUCE: reduce(i, bases); break;
+            case SAMPLE_PRODUCT: sample_product(i, bases); break;
+            default: break;
+            }
+        }
+    }
+
+    void pointwise(const Instruction& i, const Bases<R>& bases) {
+        int most = strip() / T_;
+        const R* inputs[neurode::MAX_REGISTERS];
+        R* results[neurode::MAX_REGISTERS];
+        int size = strip();
+        for (int first = 0; first < i.n; first += most) {
+            int rows = i.n - first < most ? i.n - first : most;
+            ptrdiff_t numbers = ptrdiff_t(rows) * T_;
+            for (int k = 0; k < i.num_inputs; k++) {
+                R* to = registers_ + ptrdiff_t(k) * size;
+                const Operand& x = i.inputs[k];
+                inputs[k] = to;
+                if (!x.uniform()) inputs[k] = rows_of(x, bases, first, rows, to);
+                else if (first == 0 || x.stride != 0 || x.mapped()) spread(x, first, rows, to);
+            }
+            for (int s = 0; s < i.num_steps; s++) results[s] = registers_ + ptrdiff_t(i.num_inputs + s) * size;
+            for (int k = i.num_outputs - 1; k >= 0; k--) { // a result goes straight to where it is wanted
+                int s = i.outputs[k].reg - i.num_inputs;
+                if (s >= 0) results[s] = row(bases, i.outputs[k].at) + ptrdiff_t(first) * T_;
+            }
+            auto reg = [&](int r) -> const R* { return r < 0 ? nullptr : r < i.num_inputs ? inputs[r] : results[r - i.num_inputs]; };
+            for (int s = 0; s < i.num_steps; s++) {
+                const auto& step = i.steps[s];
+                micro<R>(step.micro)(results[s], reg(step.a), reg(step.b), reg(step.c), numbers);
+            }
+            for (int k = 0; k < i.num_outputs; k++) {
+                R* to = row(bases, i.outputs[k].at) + ptrdiff_t(first) * T_;
+                const R* from = reg(i.outputs[k].reg);
+                if (from != to) std::memcpy(to, from, numbers * sizeof(R));
+            }
+        }
+    }
+
+    void product_of(const Instruction& i, const R* packed, const Bases<R>& bases) {
+        const Kernels<R>& k = kernels<R>();
+        int columns = height_ == ACCUMULATORS ? 1 : 2, width = columns * LANES<R>;
+        Blocks blocks(i.O, height_);
+        for (int c = 0; c < i.count; c++) {
+            const R* x = rows_of(i.x, bases, c * i.K, i.K, gathered_);
+            R* out = row(bases, i.out) + ptrdiff_t(c) * i.O * T_;
+            const R* w = packed;
+            for (int b = 0, o = 0; b < blocks.count; b++) {
+                int rows = blocks.rows_of(b);
+                const R* bias = i.bias < 0 ? nullptr : u_ + i.bias + ptrdiff_t(o) * i.bias_o;
+                R* to = out + ptrdiff_t(o) * T_;
+                for (int t = 0; t < T_; t += width) k.product[columns][rows](w, x + t, i.K, T_, bias, i.bias_o, to + t);
+                epilogue(i, bases, c * i.O + o, rows, to);
+                w += ptrdiff_t(rows) * i.K;
+                o += rows;
+            }
+        }
+    }
+
+    void epilogue(const Instruction& i, const Bases<R>& bases, int first, int rows, R* out) {
+        auto by_rows = [&](int op, const Operand& x) {
+            if (x.contiguous()) return micro<R>(op)(out, out, lane_row(x, bases, first), nullptr, ptrdiff_t(rows) * T_);
+            for (int r = 0; r < rows; r++) {
+                R* at = out + ptrdiff_t(r) * T_;
+                micro<R>(op)(at, at, lane_row(x, bases, first + r), nullptr, T_);
+            }
+        };
+        if (!i.add.absent()) by_rows(ADD, i.add);
+        if (arity_of(i.act) == 2) by_rows(i.act, i.aux);
+        else if (i.act != COPY) micro<R>(i.act)(out, out, nullptr, nullptr, ptrdiff_t(rows) * T_);
+    }
+
+    void reduce(const Instruction& i, const Bases<R>& bases) {
+        static const int ops[] = {ADD, MAX, MIN, MUL};
+        Function<R> fold = micro<R>(ops[i.kind]);
+        for (int k = 0; k < i.n; k++) {
+            R* out = row(bases, i.out) + ptrdiff_t(k) * T_;
+            std::memcpy(out, lane_row(i.x, bases, k * i.m), T_ * sizeof(R));
+            for (int j = 1; j < i.m; j++) fold(out, out, lane_row(i.x, bases, k * i.m + j), nullptr, T_);
+        }
+    }
+
+    void sample_product(const Instruction& i, const Bases<R>& bases) {
+        constexpr int L = LANES<R>;
+        for (int b = 0; b < i.count; b++)
+            for (int r = 0; r < i.O; r++) {
+                R* out = row(bases, i.out) + ptrdiff_t(b * i.O + r) * i.J * T_;
+                for (int j = 0; j < i.J; j += 4) {
+                    int wide = i.J - j < 4 ? i.J - j : 4;
+                    for (int t = 0; t < T_; t += L) {
+                        Vec<R> sum[4] = {};
+                        for (int k = 0; k < i.K; k++) {
+                            Vec<R> x = load(lane_row(i.x, bases, (b * i.O + r) * i.K + k) + t);
+                            for (int q = 0; q < wide; q++)
+                                sum[q] += x * load(lane_row(i.z, bases, (b * i.K + k) * i.J + j + q) + t);
+                        }
+                        for (int q = 0; q < wide; q++) store(out + ptrdiff_t(j + q) * T_ + t, sum[q]);
+                    }
+                }
+            }
+    }
+
+    // ---- gradients of parameters
+
+    // Which factor of a weight gradient is turned into panels: the one that wastes less of them.
+    static bool panels_of_first(const Instruction& i) {
+        return int64_t(num_panels<R>(i.O)) * i.K < int64_t(num_panels<R>(i.K)) * i.O;
+    }
+    static size_t wgrad_size(const Instruction& i) {
+        bool turned = panels_of_first(i);
+        return size_t(num_panels<R>(turned ? i.O : i.K)) * PANEL<R> * (turned ? i.K : i.O);
+    }
+
+    Bases<R> stage_bases(const Bases<R>& bases, int stage, const ptrdiff_t* steps) const {
+        Bases<R> moved = bases;
+        for (int s = 0; s < NUM_SPACES; s++) moved[s] += stage * steps[s];
+        return moved;
+    }
+
+    void weight_gradient(const Instruction& i, const Bases<R>& bases, int stages, const ptrdiff_t* steps, R* sums) {
+        bool turned = panels_of_first(i);
+        const Operand &side = turned ? i.z : i.x, &wide = turned ? i.x : i.z; // `wide` becomes panels
+        int rows = turned ? i.K : i.O, features = turned ? i.O : i.K;
+        Blocks blocks(rows, ACCUMULATORS / 2);
+        for (int c = 0; c < i.count; c++) {
+            const R* from;
+            ptrdiff_t row_step = T_, slab;
+            if (!side.mapped()) {
+                from = lane_row(side, bases, c * rows), row_step = ptrdiff_t(side.stride) * T_, slab = steps[side.space];
+            } else {
+                from = gathered_, slab = ptrdiff_t(rows) * T_;
+                for (int s = 0; s < stages; s++)
+                    rows_of(side, stage_bases(bases, s, steps), c * rows, rows, gathered_ + s * slab);
+            }
+            R* acc = sums;
+            for (int p = 0; p < num_panels<R>(features); p++) {
+                int first = p * PANEL<R>, wanted = features - first < PANEL<R> ? features - first : PANEL<R>;
+                for (int s = 0; s < stages; s++) {
+                    Bases<R> here = stage_bases(bases, s, steps);
+                    to_panel<R>([&](int j) { return lane_row(wide, here, c * features + first + j); }, wanted, T_,
+                                panel_ + ptrdiff_t(s) * T_ * PANEL<R>);
+                }
+                for (int b = 0, r = 0; b < blocks.count; b++) {
+                    int height = blocks.rows_of(b);
+                    kernels<R>().outer[2][height](from + r * row_step, row_step, slab, stages, T_, panel_, acc);
+                    acc += ptrdiff_t(height) * PANEL<R>;
+                    r += height;
+                }
+            }
+        }
+    }
+
+    void row_gradient(const Instruction& i, const Bases<R>& bases, int stages, const ptrdiff_t* steps, R* sums) {
+        for (int s = 0; s < stages; s++) {
+            Bases<R> here = stage_bases(bases, s, steps);
+            for (int k = 0; k < i.n; k++) {
+                Vec<R> sum = load(sums + ptrdiff_t(k) * LANES<R>);
+                for (int j = 0; j < i.m; j++) {
+                    const R* g = lane_row(i.x, here, k * i.m + j);
+                    for (int t = 0; t < T_; t += LANES<R>) sum += load(g + t);
+                }
+                store(sums + ptrdiff_t(k) * LANES<R>, sum);
+            }
+        }
+    }
+
+    // ---- memory
+
+    static int strip(int T) { return T > STRIP ? T : STRIP / T * T; }
+    int strip() const { return strip(T_); }
+
+    static size_t packed_bytes(const Section& section) {
+        size_t n = 0, products = 0;
+        for (const Instruction& i : section)
+            if (i.opcode == GEMM) n += Workspace::size_of<R>(size_t(i.O) * i.K), products++;
+        return n + Workspace::size_of<R*>(products);
+    }
+    R** pack_section(const Section& section, Workspace& work) {
+        size_t products = 0;
+        for (const Instruction& i : section) products += i.opcode == GEMM;
+        R** packed = work.take<R*>(products);
+        products = 0;
+        for (const Instruction& i : section) {
+            if (i.opcode != GEMM) continue;
+            R* to = packed[products++] = work.take<R>(size_t(i.O) * i.K);
+            pack(u_ + i.weight, i.O, i.K, i.weight_o, i.weight_k, height_, to);
+        }
+        return packed;
+    }
+    static const R* packed_at(R* const* packed, int k) { return packed[k]; }
+
+    static size_t gather_size(const Program& p, int T, int stages) {
+        size_t most = 0;
+        const Section sections[3] = {p.forward, p.backward, p.gradient};
+        for (const Section& section : sections)
+            for (const Instruction& i : section) {
+                size_t n = i.opcode == GEMM ? i.K : i.opcode == WGRAD ? size_t(i.O > i.K ? i.O : i.K) * stages : 0;
+                most = n > most ? n : most;
+            }
+        return most * T;
+    }
+    static size_t sums_size(const Program& p) {
+        size_t n = 0;
+        for (const Instruction& i : p.gradient) n += i.opcode == WGRAD ? wgrad_size(i) : size_t(i.n) * LANES<R>;
+        return n;
+    }
+
+    const Program& program_;
+    const R* u_;
+    int T_, height_;
+    R **forward_ = nullptr, **backward_ = nullptr;
+    R *registers_, *gathered_, *panel_ = nullptr, *sums_ = nullptr;
+};
+
+} // namespace NEURODE_NAMESPACE

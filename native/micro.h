@@ -1,0 +1,130 @@
+// The pointwise operations: `micro(op)` is a function that applies one of them to arrays of whole vectors.
+// Numbers and meaning as in src/neurode/fused/program.py (class Micro) and docs/fused.md.
+#pragma once
+#include "math_float.h"
+#include "opcodes.h"
+
+namespace NEURODE_NAMESPACE {
+
+// out[i] = op(a[i], b[i], c[i]) for i < n, a multiple of the vector length; `out` may be one of the operands.
+// Operands that the operation does not have are not read.
+template <class R> using Function = void (*)(R* out, const R* a, const R* b, const R* c, ptrdiff_t n);
+
+template <class R> INLINE Vec<R> truth(Mask<R> m) { return from_bits<R>(m & bits<R>(splat<R>(1))); }
+template <class R> INLINE Mask<R> is_true(Vec<R> v) { return v != splat<R>(0); }
+
+template <class R> INLINE Vec<R> vmax(Vec<R> a, Vec<R> b) { // NaN where either is
+    return choose<R>((a > b) | (a != a), a, b);
+}
+template <class R> INLINE Vec<R> vmin(Vec<R> a, Vec<R> b) { return choose<R>((a < b) | (a != a), a, b); }
+
+template <class R> INLINE Vec<R> vsign(Vec<R> a) {
+    Vec<R> one = truth<R>(a != splat<R>(0));
+    return choose<R>(a == a, with_sign<R>(one, sign_of<R>(a)) * truth<R>(a != splat<R>(0)), a);
+}
+template <class R> INLINE Vec<R> vmod(Vec<R> a, Vec<R> b) {
+    Vec<R> out;
+    for (int i = 0; i < LANES<R>; i++) {
+        R r = std::fmod(a[i], b[i]);
+        out[i] = r != 0 && (r < 0) != (b[i] < 0) ? r + b[i] : r;
+    }
+    return out;
+}
+
+template <class R, int OP> INLINE Vec<R> apply(Vec<R> a, Vec<R> b, Vec<R> c) {
+    if constexpr (OP == COPY) return a;
+    if constexpr (OP == ADD) return a + b;
+    if constexpr (OP == SUB) return a - b;
+    if constexpr (OP == MUL) return a * b;
+    if constexpr (OP == DIV) return a / b;
+    if constexpr (OP == MAX) return vmax<R>(a, b);
+    if constexpr (OP == MIN) return vmin<R>(a, b);
+    if constexpr (OP == POW) return vpow(a, b);
+    if constexpr (OP == ATAN2) return vatan2<R>(a, b);
+    if constexpr (OP == FMA) return a * b + c;
+    if constexpr (OP == FNMA) return c - a * b;
+    if constexpr (OP == NEG) return from_bits<R>(bits<R>(a) ^ Float<R>::sign);
+    if constexpr (OP == ABS) return magnitude<R>(a);
+    if constexpr (OP == SQRT) return vsqrt(a);
+    if constexpr (OP == RSQRT) return splat<R>(1) / vsqrt(a);
+    if constexpr (OP == RECIPROCAL) return splat<R>(1) / a;
+    if constexpr (OP == EXP) return vexp(a);
+    if constexpr (OP == EXPM1) return vexpm1(a);
+    if constexpr (OP == LOG) return vlog(a);
+    if constexpr (OP == LOG1P) return vlog1p(a);
+    if constexpr (OP == TANH) return vtanh(a);
+    if constexpr (OP == SIGMOID) return vsigmoid(a);
+    if constexpr (OP == SOFTPLUS) return vsoftplus(a);
+    if constexpr (OP == SIN) return vsin(a);
+    if constexpr (OP == COS) return vcos(a);
+    if constexpr (OP == TAN) return vtan(a);
+    if constexpr (OP == ERF) return verf(a);
+    if constexpr (OP == ATAN) return vatan(a);
+    if constexpr (OP == SINH) return vsinh(a);
+    if constexpr (OP == COSH) return vcosh(a);
+    if constexpr (OP == RELU) return choose<R>(a <= splat<R>(0), splat<R>(0), a);
+    if constexpr (OP == SILU) return vsilu<R>(a);
+    if constexpr (OP == GELU) return vgelu(a);
+    if constexpr (OP == SIGN) return vsign<R>(a);
+    if constexpr (OP == FLOOR) return vfloor<R>(a);
+    if constexpr (OP == CEIL) return vceil<R>(a);
+    if constexpr (OP == TRUNC) return vtrunc<R>(a);
+    if constexpr (OP == ROUND) return vround<R>(a);
+    if constexpr (OP == LOG2) return vlog2(a);
+    if constexpr (OP == EXP2) return vexp2(a);
+    if constexpr (OP == LT) return truth<R>(a < b);
+    if constexpr (OP == LE) return truth<R>(a <= b);
+    if constexpr (OP == GT) return truth<R>(a > b);
+    if constexpr (OP == GE) return truth<R>(a >= b);
+    if constexpr (OP == EQ) return truth<R>(a == b);
+    if constexpr (OP == NE) return truth<R>(a != b);
+    if constexpr (OP == AND) return truth<R>(is_true<R>(a) & is_true<R>(b));
+    if constexpr (OP == OR) return truth<R>(is_true<R>(a) | is_true<R>(b));
+    if constexpr (OP == NOT) return truth<R>(a == splat<R>(0));
+    if constexpr (OP == WHERE) return choose<R>(is_true<R>(a), b, c);
+    if constexpr (OP == DTANH) return a - a * b * b;
+    if constexpr (OP == DSIGMOID) return a * b * (splat<R>(1) - b);
+    if constexpr (OP == DRELU) return choose<R>(b <= c, splat<R>(0), a);
+    if constexpr (OP == MOD) return vmod<R>(a, b);
+}
+
+template <class R, int OP> void over(R* out, const R* a, const R* b, const R* c, ptrdiff_t n) {
+    constexpr int arity = arity_of(OP);
+    for (ptrdiff_t i = 0; i < n; i += LANES<R>) {
+        Vec<R> x = load(a + i), y = x, z = x;
+        if constexpr (arity > 1) y = load(b + i);
+        if constexpr (arity > 2) z = load(c + i);
+        store(out + i, apply<R, OP>(x, y, z));
+    }
+}
+
+template <> inline void over<float, TANH>(float* out, const float* a, const float*, const float*, ptrdiff_t n) {
+    constexpr int L = LANES<float>, K = 4;
+    ptrdiff_t i = 0;
+    for (; i + K * L <= n; i += K * L) {
+        F x[K];
+        for (int k = 0; k < K; k++) x[k] = load(a + i + k * L);
+        tanh_of(x);
+        for (int k = 0; k < K; k++) store(out + i + k * L, x[k]);
+    }
+    for (; i < n; i += L) store(out + i, vtanh(load(a + i)));
+}
+
+template <class R, int OP> struct Table {
+    static void fill(Function<R>* table) {
+        table[OP] = over<R, OP>;
+        if constexpr (OP > 0) Table<R, OP - 1>::fill(table);
+    }
+};
+
+template <class R> struct Micros {
+    Function<R> functions[NUM_MICROS];
+    Micros() { Table<R, NUM_MICROS - 1>::fill(functions); }
+};
+
+template <class R> INLINE Function<R> micro(int op) {
+    static const Micros<R> table;
+    return table.functions[op];
+}
+
+} // namespace NEURODE_NAMESPACE

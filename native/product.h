@@ -1,0 +1,148 @@
+// Matrix products over tiles: one matrix for all samples (weights packed once a solve), and weight gradients.
+#pragma once
+#include "simd.h"
+
+namespace NEURODE_NAMESPACE {
+
+// A micro-kernel keeps ROWS x COLUMNS vectors of results in registers: 24 of 32 registers of 512 bits, 12 of 16 otherwise.
+// With one column of vectors (tiles of one vector) as many rows as that; with two, half: fewer loads a product.
+constexpr int ACCUMULATORS = VECTOR_BYTES == 64 ? 24 : 12;
+
+// Rows of a matrix are cut into blocks of nearly equal height, at most `most`; the first `taller` have one row more.
+struct Blocks {
+    int count, height, taller;
+    Blocks(int rows, int most) {
+        count = (rows + most - 1) / most;
+        height = count ? rows / count : 0;
+        taller = rows - height * count;
+    }
+    int rows_of(int block) const { return height + (block < taller); }
+};
+
+// Packs the O x K matrix with elements m[o so + k sk] block by block: for every k the block's rows beside each other.
+template <class R> void pack(const R* m, int O, int K, ptrdiff_t so, ptrdiff_t sk, int most, R* to) {
+    Blocks blocks(O, most);
+    for (int b = 0, o = 0; b < blocks.count; o += blocks.rows_of(b), b++)
+        for (int k = 0; k < K; k++)
+            for (int r = 0; r < blocks.rows_of(b); r++) *to++ = m[(o + r) * so + k * sk];
+}
+
+// out[r][v] = bias[r] + sum_k w[k][r] x[k][v] for ROWS rows and COLUMNS vectors; T numbers from row to row of x and out.
+template <class R, int ROWS, int COLUMNS>
+void product_block(const R* __restrict w, const R* __restrict x, int K, int T, const R* bias, ptrdiff_t bias_step,
+                   R* __restrict out) {
+    constexpr int L = LANES<R>;
+    Vec<R> sum[ROWS][COLUMNS];
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; r++) {
+        Vec<R> start = bias ? splat<R>(bias[r * bias_step]) : Vec<R>{};
+#pragma GCC unroll 4
+        for (int v = 0; v < COLUMNS; v++) sum[r][v] = start;
+    }
+    for (int k = 0; k < K; k++) {
+        Vec<R> column[COLUMNS];
+#pragma GCC unroll 4
+        for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
+#pragma GCC unroll 32
+        for (int r = 0; r < ROWS; r++) {
+            Vec<R> weight = splat<R>(w[r]);
+#pragma GCC unroll 4
+            for (int v = 0; v < COLUMNS; v++) sum[r][v] += weight * column[v];
+        }
+        x += T;
+        w += ROWS;
+    }
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < COLUMNS; v++) store(out + r * T + v * L, sum[r][v]);
+}
+
+// acc[r][v] += sum_k g[r][k] x[k][v]: ROWS rows of g (its numbers one after the other, `step` from row to row), one panel x of
+// COLUMNS vectors. `slabs` of T numbers of g lie `slab` apart: the stages of a step.
+template <class R, int ROWS, int COLUMNS>
+void outer_block(const R* __restrict g, ptrdiff_t step, ptrdiff_t slab, int slabs, int T, const R* __restrict x,
+                 R* __restrict acc) {
+    constexpr int L = LANES<R>, W = COLUMNS * L;
+    Vec<R> sum[ROWS][COLUMNS];
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < COLUMNS; v++) sum[r][v] = load(acc + r * W + v * L);
+    for (int s = 0; s < slabs; s++) {
+        const R* row = g + s * slab;
+        for (int t = 0; t < T; t++) {
+            Vec<R> column[COLUMNS];
+#pragma GCC unroll 4
+            for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
+            x += W;
+#pragma GCC unroll 32
+            for (int r = 0; r < ROWS; r++) {
+                Vec<R> weight = splat<R>(row[r * step + t]);
+#pragma GCC unroll 4
+                for (int v = 0; v < COLUMNS; v++) sum[r][v] += weight * column[v];
+            }
+        }
+    }
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < COLUMNS; v++) store(acc + r * W + v * L, sum[r][v]);
+}
+
+template <class R>
+using ProductBlock = void (*)(const R*, const R*, int, int, const R*, ptrdiff_t, R*);
+template <class R>
+using OuterBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, int, int, const R*, R*);
+
+// The kernels of every height, for one column of vectors and for two.
+template <class R> struct Kernels {
+    ProductBlock<R> product[3][ACCUMULATORS + 1];
+    OuterBlock<R> outer[3][ACCUMULATORS + 1];
+    Kernels() {
+        fill<ACCUMULATORS, 1>();
+        fill<ACCUMULATORS / 2, 2>();
+    }
+    template <int ROWS, int COLUMNS> void fill() {
+        product[COLUMNS][ROWS] = product_block<R, ROWS, COLUMNS>;
+        outer[COLUMNS][ROWS] = outer_block<R, ROWS, COLUMNS>;
+        if constexpr (ROWS > 1) fill<ROWS - 1, COLUMNS>();
+    }
+};
+template <class R> const Kernels<R>& kernels() {
+    static const Kernels<R> all;
+    return all;
+}
+
+// Most rows of a block for a tile of T samples: the packing depends on it.
+template <class R> int block_height(int T) { return T % (2 * LANES<R>) == 0 ? ACCUMULATORS / 2 : ACCUMULATORS; }
+
+// ---- panels: rows of a tile turned so that features lie side by side
+
+template <class R> constexpr int PANEL = 2 * LANES<R>; // features of a panel
+
+template <class R> int num_panels(int features) { return (features + PANEL<R> - 1) / PANEL<R>; }
+
+// The addresses of a panel's rows in one tile; `row(i)` gives row i of the operand.
+template <class R, class Row> void to_panel(Row row, int features, int T, R* to) {
+    constexpr int Q = square(R{}), P = PANEL<R>;
+    for (int j = 0; j < P; j += Q) {
+        if (j >= features) {
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < Q; i++) to[t * P + j + i] = 0;
+            continue;
+        }
+        bool even = j + Q <= features;
+        for (int i = 1; even && i < Q; i++) even = row(j + i) - row(j) == i * (row(j + 1) - row(j));
+        if (even) {
+            for (int t = 0; t < T; t += Q) transpose_square(row(j) + t, row(j + 1) - row(j), to + t * P + j, P);
+        } else {
+            for (int i = 0; i < Q; i++) {
+                const R* from = j + i < features ? row(j + i) : nullptr;
+                for (int t = 0; t < T; t++) to[t * P + j + i] = from ? from[t] : R(0);
+            }
+        }
+    }
+}
+
+} // namespace NEURODE_NAMESPACE

@@ -1,0 +1,184 @@
+// Vectors of the processor as values. This is the only file that knows compiler extensions and intrinsics: everything above
+// it is plain C++ on `Vec<R>` and `Mask<R>`. Compiled once per instruction set: NEURODE_NAMESPACE keeps the copies apart
+// (an inline function shared between them could leave a 512-bit copy to a machine that has no such registers).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#ifndef NEURODE_VECTOR_BYTES
+#define NEURODE_VECTOR_BYTES 16
+#endif
+#ifndef NEURODE_NAMESPACE
+#define NEURODE_NAMESPACE baseline
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace NEURODE_NAMESPACE {
+
+constexpr int VECTOR_BYTES = NEURODE_VECTOR_BYTES;
+
+template <class R> struct Types;
+template <> struct Types<float> {
+    typedef int32_t Int;
+    typedef float Vec __attribute__((vector_size(VECTOR_BYTES)));
+    typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
+    typedef int32_t Mask __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <> struct Types<double> {
+    typedef int64_t Int;
+    typedef double Vec __attribute__((vector_size(VECTOR_BYTES)));
+    typedef double Loose __attribute__((vector_size(VECTOR_BYTES), aligned(8)));
+    typedef int64_t Mask __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <class R> using Vec = typename Types<R>::Vec;
+template <class R> using Mask = typename Types<R>::Mask; // integers as wide as R; a truth is all bits set
+template <class R> using Int = typename Types<R>::Int;
+template <class R> constexpr int LANES = VECTOR_BYTES / int(sizeof(R));
+
+template <class R> INLINE Vec<R> load(const R* p) { return *reinterpret_cast<const Vec<R>*>(p); }
+template <class R> INLINE Vec<R> load_loose(const R* p) {
+    return *reinterpret_cast<const typename Types<R>::Loose*>(p);
+}
+template <class R> INLINE void store(R* p, Vec<R> v) { *reinterpret_cast<Vec<R>*>(p) = v; }
+
+// A number in all lanes. `Vec{} + x` would cost an addition; the intrinsic folds into the product that uses it.
+template <class R> INLINE Vec<R> splat(R x) {
+    if constexpr (sizeof(R) == 4) {
+#if NEURODE_VECTOR_BYTES == 64
+        return (Vec<R>)_mm512_set1_ps(x);
+#elif NEURODE_VECTOR_BYTES == 32
+        return (Vec<R>)_mm256_set1_ps(x);
+#else
+        return Vec<R>{x, x, x, x};
+#endif
+    } else {
+#if NEURODE_VECTOR_BYTES == 64
+        return (Vec<R>)_mm512_set1_pd(x);
+#elif NEURODE_VECTOR_BYTES == 32
+        return (Vec<R>)_mm256_set1_pd(x);
+#else
+        return Vec<R>{x, x};
+#endif
+    }
+}
+
+template <class R> INLINE Mask<R> bits(Vec<R> v) { return (Mask<R>)v; }
+template <class R> INLINE Vec<R> from_bits(Mask<R> m) { return (Vec<R>)m; }
+template <class R> INLINE Vec<R> choose(Mask<R> m, Vec<R> yes, Vec<R> no) { return m ? yes : no; }
+template <class R> INLINE bool any(Mask<R> m) {
+    Int<R> found = 0;
+    for (int i = 0; i < LANES<R>; i++) found |= m[i];
+    return found != 0;
+}
+
+// Numbers of R's own kind: the place of the sign, and of the exponent.
+template <class R> struct Float;
+template <> struct Float<float> {
+    static constexpr int mantissa = 23, bias = 127;
+    static constexpr int32_t sign = INT32_MIN;
+    static constexpr float shifter = 12582912.0f; // 1.5 2^23: adding it leaves the nearest integer in the low bits
+    static constexpr float infinity = __builtin_inff();
+};
+template <> struct Float<double> {
+    static constexpr int mantissa = 52, bias = 1023;
+    static constexpr int64_t sign = INT64_MIN;
+    static constexpr double shifter = 6755399441055744.0; // 1.5 2^52
+    static constexpr double infinity = __builtin_inf();
+};
+
+template <class R> INLINE Vec<R> magnitude(Vec<R> v) { return from_bits<R>(bits<R>(v) & ~Float<R>::sign); }
+template <class R> INLINE Mask<R> sign_of(Vec<R> v) { return bits<R>(v) & Float<R>::sign; }
+template <class R> INLINE Vec<R> with_sign(Vec<R> v, Mask<R> sign) { return from_bits<R>(bits<R>(v) | sign); }
+
+// a < b ? a : b, and so b where either is NaN, in one instruction.
+template <class R> INLINE Vec<R> lesser(Vec<R> a, Vec<R> b) {
+#if NEURODE_VECTOR_BYTES == 64
+    if constexpr (sizeof(R) == 4) return (Vec<R>)_mm512_min_ps((__m512)a, (__m512)b);
+#elif NEURODE_VECTOR_BYTES == 32
+    if constexpr (sizeof(R) == 4) return (Vec<R>)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+    return a < b ? a : b;
+}
+
+// a b + c and c - a b, rounded once where the processor can.
+template <class R> INLINE Vec<R> fused(Vec<R> a, Vec<R> b, Vec<R> c) {
+#if NEURODE_VECTOR_BYTES == 64
+    if constexpr (sizeof(R) == 4) return (Vec<R>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    else return (Vec<R>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif NEURODE_VECTOR_BYTES == 32
+    if constexpr (sizeof(R) == 4) return (Vec<R>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    else return (Vec<R>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+}
+template <class R> INLINE Vec<R> fused_minus(Vec<R> a, Vec<R> b, Vec<R> c) { return fused<R>(-a, b, c); }
+
+// 1 / x to at least half of R's bits; the caller improves it. 512-bit divisions of floats are slow enough to avoid.
+template <class R> INLINE Vec<R> reciprocal_estimate(Vec<R> x) {
+#if NEURODE_VECTOR_BYTES == 64
+    if constexpr (sizeof(R) == 4) return (Vec<R>)_mm512_rcp14_ps((__m512)x);
+#endif
+    return splat<R>(1) / x;
+}
+
+// Halves of a vector of floats as doubles, and back.
+typedef float HalfFloats __attribute__((vector_size(VECTOR_BYTES / 2)));
+INLINE Vec<double> widen(Vec<float> v, int half) {
+    HalfFloats part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&v) + half * (VECTOR_BYTES / 2), sizeof part);
+    return __builtin_convertvector(part, Vec<double>);
+}
+INLINE Vec<float> narrow(Vec<double> low, Vec<double> high) {
+    HalfFloats parts[2] = {__builtin_convertvector(low, HalfFloats), __builtin_convertvector(high, HalfFloats)};
+    Vec<float> v;
+    std::memcpy(&v, parts, sizeof v);
+    return v;
+}
+
+// Transposes a square block: lanes of `from` rows become rows of `to`. 8 x 8 floats, 4 x 4 doubles.
+typedef float Eight __attribute__((vector_size(32)));
+typedef Eight EightLoose __attribute__((aligned(4)));
+typedef double Four __attribute__((vector_size(32)));
+typedef Four FourLoose __attribute__((aligned(8)));
+constexpr int square(float) { return 8; }
+constexpr int square(double) { return 4; }
+
+INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdiff_t to_step) {
+    Eight r[8], s[8];
+    for (int i = 0; i < 8; i++) r[i] = *reinterpret_cast<const EightLoose*>(from + i * step);
+    for (int i = 0; i < 4; i++) {
+        s[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        s[2 * i + 1] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++) {
+            r[4 * i + 2 * j] = __builtin_shufflevector(s[4 * i + j], s[4 * i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[4 * i + 2 * j + 1] = __builtin_shufflevector(s[4 * i + j], s[4 * i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        *reinterpret_cast<EightLoose*>(to + i * to_step) =
+            __builtin_shufflevector(r[i], r[4 + i], 0, 1, 2, 3, 8, 9, 10, 11);
+        *reinterpret_cast<EightLoose*>(to + (4 + i) * to_step) =
+            __builtin_shufflevector(r[i], r[4 + i], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+INLINE void transpose_square(const double* from, ptrdiff_t step, double* to, ptrdiff_t to_step) {
+    Four r[4], s[4];
+    for (int i = 0; i < 4; i++) r[i] = *reinterpret_cast<const FourLoose*>(from + i * step);
+    for (int i = 0; i < 2; i++) {
+        s[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 4, 2, 6);
+        s[2 * i + 1] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 1, 5, 3, 7);
+    }
+    for (int i = 0; i < 2; i++) {
+        *reinterpret_cast<FourLoose*>(to + i * to_step) = __builtin_shufflevector(s[i], s[2 + i], 0, 1, 4, 5);
+        *reinterpret_cast<FourLoose*>(to + (2 + i) * to_step) = __builtin_shufflevector(s[i], s[2 + i], 2, 3, 6, 7);
+    }
+}
+
+} // namespace NEURODE_NAMESPACE

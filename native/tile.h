@@ -1,0 +1,142 @@
+// T rows of the batch side by side, and the arithmetic of one step on them. Every lane has its own time and step length.
+#pragma once
+#include "abi.h"
+#include "interpreter.h"
+
+namespace NEURODE_NAMESPACE {
+
+// The method's numbers.
+struct Tableau {
+    const nd_solve& s;
+    int stages, extra, all;
+    bool fsal;
+    explicit Tableau(const nd_solve& solve)
+        : s(solve), stages(int(solve.stages)), extra(int(solve.extra)), all(stages + extra), fsal(solve.fsal != 0) {}
+    double a(int i, int j) const { return s.a[ptrdiff_t(i) * all + j]; }
+    double c(int i) const { return s.c[i]; }
+    double b(int i) const { return s.b[i]; }
+    int num_before_end() const { return fsal ? stages - 1 : stages; } // stages that the state at the end depends on
+
+    // What multiplies h k_i in the dense output at the fraction x of a step; or, of its derivative by x.
+    double weight(int i, double x, bool derivative = false) const {
+        const double* p = s.p + ptrdiff_t(i) * s.degree;
+        double sum = 0;
+        for (int j = int(s.degree) - 1; j >= 0; j--) sum = sum * x + p[j] * (derivative ? j + 1 : 1);
+        return derivative ? sum : sum * x;
+    }
+};
+
+// Width of the tile: two vectors where there are matrix products (fewer loads), up to 64 numbers where operations are short
+// (the interpreter's cost is by instruction), never more than the batch fills.
+template <class R> int tile_width(const Program& program, int64_t rows) {
+    constexpr int least = LANES<R> < 8 ? 8 : LANES<R>;
+    int most = program.has_products ? 2 * LANES<R> : 64;
+    if (most < least) most = least;
+    int T = least;
+    while (T < most && T < rows) T *= 2;
+    return T;
+}
+
+template <class R> class Tile {
+  public:
+    Tile(const Program& program, const Tableau& tableau, Interpreter<R>& interpreter, Workspace& work)
+        : method(tableau), D(program.size), T(interpreter.T()), N(ptrdiff_t(D) * T), program_(program), run_(interpreter) {
+        y = work.take<R>(N), y1 = work.take<R>(N), k = work.take<R>(N * method.all), h = work.take<R>(T);
+        t0 = work.take<double>(T), t1 = work.take<double>(T);
+        rowdata = work.take<R>(size_t(program.num_rowdata) * T);
+        for (int l = 0; l < T; l++) t0[l] = t1[l] = 0, h[l] = 0;
+        for (ptrdiff_t i = 0; i < N; i++) y[i] = 0;
+        for (ptrdiff_t i = 0; i < ptrdiff_t(program.num_rowdata) * T; i++) rowdata[i] = 0;
+    }
+    static size_t bytes(const Program& p, int T, int all) {
+        size_t n = size_t(p.size) * T;
+        return 2 * Workspace::size_of<R>(n) + Workspace::size_of<R>(n * all) + Workspace::size_of<R>(T) +
+               2 * Workspace::size_of<double>(T) + Workspace::size_of<R>(size_t(p.num_rowdata) * T);
+    }
+
+    // ---- rows in and out of lanes
+
+    void put(R* tile, int lane, const R* row, int n) const {
+        for (int d = 0; d < n; d++) tile[ptrdiff_t(d) * T + lane] = row[d];
+    }
+    void get(const R* tile, int lane, R* row, int n) const {
+        for (int d = 0; d < n; d++) row[d] = tile[ptrdiff_t(d) * T + lane];
+    }
+    void copy_lane(R* tile, int from, int to, int n) const {
+        for (int d = 0; d < n; d++) tile[ptrdiff_t(d) * T + to] = tile[ptrdiff_t(d) * T + from];
+    }
+    void set_lengths() {
+        for (int l = 0; l < T; l++) h[l] = R(t1[l] - t0[l]);
+    }
+
+    // ---- one step
+
+    // The time of stage i in every lane, as the field gets it: exact at both ends.
+    void write_times(int stage, R* row) const {
+        double c = method.c(stage);
+        if (c == 0) for (int l = 0; l < T; l++) row[l] = R(t0[l]);
+        else if (c == 1) for (int l = 0; l < T; l++) row[l] = R(t1[l]);
+        else for (int l = 0; l < T; l++) row[l] = R(t0[l] + c * (t1[l] - t0[l]));
+    }
+
+    // to = y + h sum_j w_j k_j.
+    template <class Weight> void combine(int n, Weight weight, R* to) const {
+        int used[MAX_STAGES], count = 0;
+        R w[MAX_STAGES];
+        for (int j = 0; j < n; j++)
+            if (weight(j) != 0) w[count] = R(weight(j)), used[count++] = j;
+        for (ptrdiff_t i = 0; i < N;)
+            for (int v = 0; v < T; v += LANES<R>, i += LANES<R>) {
+                if (!count) {
+                    store(to + i, load(y + i));
+                    continue;
+                }
+                Vec<R> sum = splat<R>(w[0]) * load(k + used[0] * N + i);
+                for (int j = 1; j < count; j++) sum += splat<R>(w[j]) * load(k + used[j] * N + i);
+                store(to + i, load(y + i) + load(h + v) * sum);
+            }
+    }
+
+    // Evaluates stage i: its time and state go to SAVED, f there to k.
+    void evaluate(int stage, R* saved, Bases<R>& bases) {
+        write_times(stage, saved);
+        combine(stage, [&](int j) { return method.a(stage, j); }, saved + T);
+        field(saved, bases, k + stage * N);
+    }
+    // f at the time and state that SAVED holds.
+    void field(R* saved, Bases<R>& bases, R* to) {
+        bases[SAVED] = saved, bases[ROWDATA] = rowdata;
+        run_.forward(bases);
+        std::memcpy(to, run_.row(bases, program_.out), N * sizeof(R));
+    }
+    void finish() {
+        combine(method.stages, [&](int j) { return method.b(j); }, y1);
+    }
+
+    // The state at fraction x of the step in one lane.
+    void dense(double x, int lane, R* row) const {
+        R w[MAX_STAGES];
+        for (int i = 0; i < method.all; i++) w[i] = R(method.weight(i, x));
+        for (int d = 0; d < D; d++) {
+            ptrdiff_t at = ptrdiff_t(d) * T + lane;
+            R sum = 0;
+            for (int i = 0; i < method.all; i++)
+                if (w[i] != 0) sum += w[i] * k[i * N + at];
+            row[d] = y[at] + h[lane] * sum;
+        }
+    }
+
+    static constexpr int MAX_STAGES = 64;
+    Tableau method;
+    int D, T;
+    ptrdiff_t N;               // numbers of a state: D rows of T lanes
+    R *y, *y1, *k, *h;         // states at both ends, stages, lengths
+    double *t0, *t1;           // the interval of every lane
+    R* rowdata;
+
+  private:
+    const Program& program_;
+    Interpreter<R>& run_;
+};
+
+} // namespace NEURODE_NAMESPACE
