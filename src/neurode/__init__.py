@@ -5,7 +5,7 @@ from neurode._errors import FieldError, GradientError, InputError, NeurodeError,
 from neurode._field import per_row
 from neurode._solution import EventRecord, RowStatus, Solution, Stats, Status
 from neurode._solve import solve
-from neurode.control import PID
+from neurode.control import PID, Callbacks
 from neurode.methods import ButcherTableau
 from neurode.output.events import Event
 
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PID",
     "ButcherTableau",
+    "Callbacks",
     "Event",
     "EventRecord",
     "FieldError",

@@ -70,11 +70,15 @@ def integrate_joint(problem: Problem) -> Outcome:
     stepping = stepper(problem.method)
     pace = control.pace(problem, stepping)
     saver, pieces, sinks = joint.sinks_for(problem, pace.t0, pace.t1)
-    events = joint_events(problem, pace)
+    events, watch = joint_events(problem, pace), control.watch(problem)
     carry = pace.begin(field, y) if pace.running else None
     while pace.running:
+        if watch is not None:
+            watch.before(pace.interval, y)
         step = stepping.step(field, pace.interval, y, carry)
         pace.judge(step)
+        if watch is not None:
+            watch.after(step, bool(pace.accepted))
         if not pace.accepted:
             carry = step.restart
             continue

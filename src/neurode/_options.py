@@ -110,10 +110,10 @@ def _given_grid(t0: Any, t1: Any, grid: Any) -> Any:
         grid = grid(t0, t1)
     if isinstance(t0, Tensor) and t0.ndim:
         raise InputError("grid= with a t_span for each row: give steps= or step_size= instead.")
-    points = torch.as_tensor(grid, dtype=torch.float64).detach()
+    points = torch.as_tensor(grid, dtype=torch.float64)
     if points.ndim != 1 or len(points) < 2:
         raise InputError(f"grid has shape {tuple(points.shape)}; it must be (points,), from t0 to t1.")
-    values = points.tolist()
+    values = points.detach().tolist()
     if values[0] != number(t0) or values[-1] != number(t1):
         raise InputError(
             f"grid runs from {values[0]:g} to {values[-1]:g}, but t_span from {number(t0):g} to {number(t1):g}."
@@ -121,7 +121,7 @@ def _given_grid(t0: Any, t1: Any, grid: Any) -> Any:
     ups = [b - a for a, b in zip(values[:-1], values[1:], strict=True)]
     if not (all(u > 0 for u in ups) or all(u < 0 for u in ups)):
         raise InputError("grid must be strictly increasing or strictly decreasing, from t0 to t1.")
-    return [t0, *values[1:-1], t1]
+    return [t0, *(points.unbind()[1:-1] if points.requires_grad else values[1:-1]), t1]
 
 
 def read_tolerance(name: str, value: Any, layout: Layout, y0: Tensor, lowest: float) -> Any:

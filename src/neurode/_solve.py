@@ -16,7 +16,7 @@ from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
 from neurode._state import Layout, is_vmapped, number, read_state, unreadable
-from neurode.control import PID
+from neurode.control import PID, Callbacks
 from neurode.output.dense import JointDense, RowDense
 from neurode.output.events import Event
 
@@ -53,6 +53,8 @@ def solve(
     max_steps: int = 100_000,
     on_failure: str = "raise",
     compact: bool | None = None,
+    callbacks: Callbacks | None = None,
+    check_tolerance: bool = True,
     **unknown: Any,
 ) -> Solution:
     """Solve the initial value problem `dy/dt = f(t, y, *args)`, `y(t0) = y0`.
@@ -81,7 +83,8 @@ def solve(
         first_step: length of the first step; None chooses it.
         min_step, max_step: bounds of the step's length; a step of `min_step` is accepted whatever its error.
         step_at: times that a step must end on.
-        jump_at: times at which `f` jumps: a step ends there, and `f` is evaluated afresh behind.
+        jump_at: times at which `f` jumps: a step ends there, and `f` is evaluated afresh behind. On a fixed grid, those
+            of its points at which `f` is to be seen from inside each step.
         events: `neurode.Event`s, located on the dense output; what happened is in `solution.events`.
         max_events: how often one event may happen (in a row) before the solve ends with a status that says so.
         dense: keep a continuous solution: `solution(t)`, `solution.derivative(t)`.
@@ -89,6 +92,8 @@ def solve(
         max_steps: attempted steps at most (per row).
         on_failure: `"raise"`, or `"nan"` to return NaN in failed rows and leave the rest untouched.
         compact: whether rows that are done leave the batch; None: where a probe shows that it is safe.
+        callbacks: what to call at every step of a joint solve, see `neurode.Callbacks`.
+        check_tolerance: refuse an `rtol` that the state's dtype cannot resolve.
 
     Returns:
         A `Solution`: `ts`, `ys` (time first), `y1`, `status`, `stats`.
@@ -124,7 +129,7 @@ def solve(
     _refuse_nan(state, layout, on_failure)
     field = Field(f, layout, args, has_aux)
     field.check_rows(rows)
-    lowest = torch.finfo(layout.dtype).eps if chosen.adaptive else 0.0
+    lowest = torch.finfo(layout.dtype).eps if chosen.adaptive and check_tolerance else 0.0
     problem = Problem(
         field=field,
         layout=layout,
@@ -148,6 +153,7 @@ def solve(
         dense=dense,
         max_steps=max_steps,
         compact=compact,
+        callbacks=_callbacks(callbacks, chosen, layout),
     )
     strategy, gradient_note = gradients.choose(gradient, problem)
     stats = Stats(method=method_note, gradient=gradient_note, engine="eager")
@@ -189,6 +195,17 @@ def _floats(name: str, times: Any) -> tuple[float, ...]:
         return tuple(float(t) for t in times)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}={times!r}; it must be a list or tensor of times.") from error
+
+
+def _callbacks(callbacks: Any, method: Any, layout: Layout) -> Callbacks | None:
+    if callbacks is None:
+        return None
+    if not isinstance(callbacks, Callbacks):
+        given = type(callbacks).__name__
+        raise InputError(f"callbacks is a {given}; type callbacks=neurode.Callbacks(step=function).")
+    if layout.batched and method.adaptive:
+        raise InputError("callbacks= are called at the steps of a joint solve; with batch_dim=0 rows have their own.")
+    return callbacks
 
 
 def _events(events: Any) -> tuple[Event, ...]:

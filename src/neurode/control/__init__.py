@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurode.control.adaptive import JointPace
+from neurode.control.callbacks import Callbacks, watch
 from neurode.control.fixed import FixedPace, RowGridPace
 from neurode.control.pid import PID
 from neurode.control.rows import RowPace
@@ -17,4 +18,4 @@ def pace(problem: Any, stepper: Any) -> Any:
     return RowPace(problem, stepper) if problem.per_row else JointPace(problem, stepper)
 
 
-__all__ = ["PID", "FixedPace", "JointPace", "RowGridPace", "RowPace", "pace"]
+__all__ = ["PID", "Callbacks", "FixedPace", "JointPace", "RowGridPace", "RowPace", "pace", "watch"]

@@ -14,9 +14,6 @@ from neurode._state import number
 from neurode.control.first_step import first_step
 from neurode.stepping import Interval, Step
 
-# A step that would leave less than 1 % of itself to do takes the rest too (DOPRI5: `x + 1.01 h > xend`).
-STRETCH = 1.01
-
 
 def scaled_error(problem: Any, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
     """`error / (atol + rtol max(|y0|, |y1|))`."""
@@ -107,7 +104,7 @@ class JointPace:
         target = self._next_stop()
         remaining = (target - self.t) * self.sign
         self.cut = remaining < self.h
-        if self.h * STRETCH >= remaining:
+        if self.h * problem.controller.stretch >= remaining:
             end = target
         else:
             end = self.t + self.sign * self.h
@@ -158,8 +155,10 @@ class JointPace:
         """True where `f` jumps at the present time, so that a derivative known there is void."""
         return self.t in self.jumps
 
-    @torch.no_grad()
     def _ratio(self, step: Step) -> float:
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._ratio(step)
         y0, y1, norm = step.y0.detach(), step.y1.detach(), self.problem.norm
         ratios = [float(norm(scaled_error(self.problem, e, y0, y1))) for e in self.stepper.errors(step)]
         return ratios[0] if len(ratios) == 1 else two_estimates(ratios[0], ratios[1])

@@ -48,6 +48,7 @@ class FixedPace:
         self.status: Any = Status.SUCCESS
         self.num_rejected = self.accepts = 0
         self.stopped = False
+        self.jumps = set(problem.jump_at)
         self.stamps = self._stamps()
 
     def _moves(self) -> bool:
@@ -76,7 +77,8 @@ class FixedPace:
 
     @property
     def jumped(self) -> bool:
-        return False
+        """True where `f` jumps at the present time, so that a derivative known there is void."""
+        return bool(self.jumps) and self.t in self.jumps
 
     @property
     def running(self) -> bool:
@@ -89,13 +91,15 @@ class FixedPace:
     @property
     def interval(self) -> Interval:
         index = self.index
-        stamps = self.stamps[index] if self.stamps else None
-        return Interval(self.grid[index], self.grid[index + 1], self.dtype, stamps=stamps)
+        t0, t1 = self.grid[index], self.grid[index + 1]
+        if self.jumps:
+            return Interval(t0, t1, self.dtype, number(t0) in self.jumps, number(t1) in self.jumps)
+        return Interval(t0, t1, self.dtype, stamps=self.stamps[index] if self.stamps else None)
 
     def _stamps(self) -> list[Any]:
         """The times of all stages of all steps, made in one operation, where the grid is plain numbers."""
         nodes = getattr(self.problem.method, "C", None)
-        if nodes is None or any(isinstance(t, Tensor) for t in self.grid):
+        if nodes is None or self.jumps or any(isinstance(t, Tensor) for t in self.grid):
             return []
         steps = zip(self.grid[:-1], self.grid[1:], strict=True)
         flat = [t for t0, t1 in steps for t in places(t0, t1, nodes)]

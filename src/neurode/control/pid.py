@@ -24,6 +24,8 @@ class PID:
         hold: do not let the step grow directly after a rejection (same book, II.4).
         shrink_accepted: whether an accepted step may be followed by a smaller one.
         retain: after a step that was cut short to hit a time, go on with the size from before the cut.
+        stretch: a step that reaches this many times its length to a time to be hit takes it all; DOPRI5 leaves no rest
+            of less than 1 % (`x + 1.01 h > xend`).
 
     References:
         G. Soderlind (2003), Digital filters in adaptive time-stepping, ACM TOMS 29(1), doi:10.1145/641876.641877.
@@ -43,6 +45,7 @@ class PID:
     hold: bool = True
     shrink_accepted: bool = True
     retain: bool = True
+    stretch: float = 1.01
 
     @classmethod
     def i(cls) -> PID:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neurode._solution import Status
-from neurode.control.adaptive import STRETCH, scaled_error, two_estimates
+from neurode.control.adaptive import scaled_error, two_estimates
 from neurode.control.first_step import first_step
 from neurode.stepping import Interval, Step
 
@@ -118,7 +118,7 @@ class RowPace:
         h = self.h if self.forward else self.h * self.sign
         far = remaining if self.forward else remaining * self.sign
         self.cut = None if self.stops is None else far < self.h
-        self.end = torch.where(self.h * STRETCH >= far, target, self.t + h)
+        self.end = torch.where(self.h * problem.controller.stretch >= far, target, self.t + h)
         with torch.set_grad_enabled(self.start.requires_grad or self.t1.requires_grad):
             self.interval = self._interval(self.start, self.t, self.end)
 

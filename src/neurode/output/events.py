@@ -272,6 +272,8 @@ class Events:
 
         moving = exact.clone().requires_grad_()
         value, y = along(moving)
+        if not value.requires_grad:  # g hides its derivative (a boolean, no_grad): the time is a constant
+            return exact, along(exact)[1]
         (slope,) = torch.autograd.grad(
             value.sum(), moving, retain_graph=True, allow_unused=True, materialize_grads=True
         )
