@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurode._state import real_dtype
 from neurode.stepping import Piece
 
 
@@ -56,6 +57,27 @@ def evaluate(piece: Piece, x: Tensor, derivative: bool = False) -> Tensor:
     stacked = torch.stack(piece.ks)
     total = (w @ stacked.reshape(len(piece.ks), -1)).reshape(x.shape + piece.y0.shape)
     return total if derivative else piece.y0 + piece.interval.h * total
+
+
+def coefficients(pieces: list[Piece]) -> Tensor:
+    """The polynomials of several steps: `(steps, degree, elements of the state)`, so that `y = y0 + h sum_j c_j x^(j+1)`.
+
+    One product of matrices for all steps: a few operations where a step at a time would take a dozen each.
+    """
+    first = pieces[0]
+    stages = torch.stack([k for piece in pieces for k in piece.ks]).view(len(pieces), len(first.ks), -1)
+    return _matrix(first.powers, real_dtype(stages.dtype), stages.device).to(stages.dtype) @ stages
+
+
+def horner(c: Tensor, x: Tensor, derivative: bool = False) -> Tensor:
+    """`sum_j c_j x^(j+1)`, or its derivative, for `c` `(m, degree, n)` and `x` `(m,)`: `(m, n)`."""
+    x = x.unsqueeze(-1)
+    degree = c.shape[1]
+    scale = range(1, degree + 1) if derivative else [1] * degree
+    total = c[:, -1] * scale[-1]
+    for j in range(degree - 2, -1, -1):
+        total = torch.add(total * x, c[:, j], alpha=scale[j])
+    return total if derivative else total * x
 
 
 def fractions(piece: Piece, times: Any, dtype: torch.dtype) -> Tensor:

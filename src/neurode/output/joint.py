@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from neurode._state import real_dtype
-from neurode.output.interpolant import evaluate, fractions
+from neurode.output.interpolant import coefficients, fractions, horner
 from neurode.stepping import Interval, Piece, Step
+
+WINDOW = 32  # steps whose outputs are evaluated together
+SMALL = 16_384  # elements of a state up to which that pays; beyond, the copies cost more than the operations
 
 
 class Samples:
@@ -31,6 +34,8 @@ class Samples:
         self.dtype = real_dtype(y0.dtype)
         self.next = 0
         self.values: list[Tensor] = []
+        self.window: list[tuple[Piece, int, int]] = []  # pieces, and which outputs lie in them
+        self.depth = WINDOW if y0.numel() <= SMALL else 1
         self.pending_start = self.moving is not None  # an output at t0 moves with t_eval: the first step gives it
         if not self.pending_start:
             self._at(t0, y0)
@@ -38,8 +43,29 @@ class Samples:
     def _at(self, t: float, y: Tensor) -> None:
         end = bisect.bisect_right(self.keys, self.sign * t)
         if end > self.next:
+            self.flush()
             self.values.append(y.expand(end - self.next, *y.shape))
             self.next = end
+
+    def flush(self) -> None:
+        """Evaluate the outputs of the steps in the window together."""
+        if not self.window:
+            return
+        pieces = [piece for piece, _, _ in self.window]
+        counts = [end - start for _, start, end in self.window]
+        x = torch.cat([fractions(p, self._source[a:b], self.dtype) for p, a, b in self.window])
+        y0 = pieces[0].y0
+        which = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor(counts)).to(y0.device)
+        total = horner(coefficients(pieces)[which], x).reshape(len(x), *y0.shape)
+        start = torch.stack([p.y0 for p in pieces])[which]
+        lengths = [torch.as_tensor(p.interval.h, dtype=self.dtype, device=y0.device) for p in pieces]
+        h = torch.stack(lengths)[which].reshape(-1, *[1] * y0.ndim)
+        self.values.append(torch.addcmul(start, h.to(total.dtype), total))
+        self.window.clear()
+
+    @property
+    def _source(self) -> Any:
+        return self.times if self.moving is None else self.moving
 
     def wants(self, t: float) -> bool:
         """Whether an output lies up to the new time `t` and is not simply the new state."""
@@ -56,14 +82,15 @@ class Samples:
             cut = bisect.bisect_right if moving else bisect.bisect_left
             end = cut(self.keys, self.sign * t)
             if end > self.next:
-                source = self.times if self.moving is None else self.moving
-                x = fractions(piece, source[self.next : end], self.dtype)
-                self.values.append(evaluate(piece, x))
+                self.window.append((piece, self.next, end))
                 self.next = end
+                if len(self.window) >= self.depth:
+                    self.flush()
         self._at(t, step.y1)
 
     def finish(self, y0: Tensor) -> Tensor:
         """All outputs `(time, *state.shape)`; NaN where the solve did not come."""
+        self.flush()
         missing = len(self.keys) - self.next
         if missing:
             nan = torch.full((missing, *y0.shape), torch.nan, dtype=y0.dtype, device=y0.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neurode._state import real_dtype
-from neurode.output.interpolant import weights
+from neurode.output.interpolant import coefficients, horner
 from neurode.stepping import Piece
 
 WINDOW = 32  # steps: beyond some 30, the cost of emptying is below a tenth of the steps' own
@@ -68,10 +68,9 @@ def gather(pieces: list[Piece], which: Tensor, row: Tensor, times: Tensor, deriv
     t0, t1 = pick([p.interval.t0 for p in pieces]), pick([p.interval.t1 for p in pieces])
     moves = t0.requires_grad or t1.requires_grad or times.requires_grad
     x = ((times - t0) / torch.where(t1 == t0, 1.0, t1 - t0)).to(dtype)
-    w = weights(first.powers, x, derivative)
-    total = w[:, :1] * pick([p.ks[0] for p in pieces])
-    for i in range(1, len(first.ks)):
-        total = total + w[:, i : i + 1] * pick([p.ks[i] for p in pieces])
+    polynomials = coefficients(pieces).view(len(pieces), -1, *first.y0.shape).transpose(1, 2)
+    chosen = polynomials.reshape(-1, *polynomials.shape[2:]).index_select(0, place)
+    total = horner(chosen, x, derivative)
     if derivative:
         return total
     value = pick([p.y0 for p in pieces]) + (t1 - t0).to(dtype).unsqueeze(-1) * total

@@ -54,8 +54,11 @@ class ExplicitStepper:
 
     def errors(self, step: Step) -> list[Tensor]:
         """The embedded error estimates of a step: one, or two for a method that combines two."""
-        weights = [self.tableau.E] + ([self.tableau.E2] if self.tableau.E2 is not None else [])
-        return [step.interval.h * weighted(step.ks, row) for row in weights]
+        rows = [self.tableau.E] if self.tableau.E2 is None else [self.tableau.E, self.tableau.E2]
+        h = step.interval.h
+        if isinstance(h, float):
+            return [weighted(step.ks, [w * h for w in row or ()]) for row in rows]
+        return [h * weighted(step.ks, row) for row in rows]
 
     def piece(self, field: Field, step: Step) -> tuple[Piece, Any]:
         """The step's interpolant, with the evaluations of `f` that it needs beyond the step's own.
