@@ -39,6 +39,8 @@ class FieldProgram:
         after: makes gradients of the accumulators.
         baked: positions in `outside` of tensors whose numbers became part of the program.
         gradients: whether there are backward and gradient sections.
+        num_data: number of per-row leaves.
+        recording: the graph, and the positions of its constants.
     """
 
     program: Program
@@ -49,6 +51,8 @@ class FieldProgram:
     after: After
     baked: tuple[int, ...]
     gradients: bool
+    num_data: int
+    recording: tuple[Traced, dict[str, int]]
 
 
 class Before:
@@ -173,6 +177,19 @@ def _evaluate(order: list[fx.Node], module: Any, positions: dict[str, int], tens
     return known
 
 
+@torch.no_grad()
+def evaluate_graph(made: FieldProgram, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> list[Any]:
+    """The outputs of the recording itself, by PyTorch, for other tensors from outside and other inputs."""
+    traced, positions = made.recording
+    nodes = list(traced.graph.nodes)
+    inputs = [n for n in nodes if n.op == "placeholder"]
+    known = dict(zip(inputs, values, strict=True))
+    order = [n for n in nodes if n.op in ("get_attr", "call_function")]
+    known = _evaluate(order, traced.module, positions, tensors, known)
+    output = next(n for n in nodes if n.op == "output")
+    return [known[x] if isinstance(x, fx.Node) else x for x in output.args[0]]
+
+
 def build(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool = True, seed: int = 0) -> FieldProgram:
     """Lower a vector field.
 
@@ -189,7 +206,7 @@ def build(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool = 
     """
     if y.dtype not in (torch.float32, torch.float64) or y.device.type != "cpu":
         raise CannotLower(f"a state of {y.dtype} on {y.device}; float32 and float64 on the CPU are lowered")
-    probe = Probe(field, y, split, torch.Generator().manual_seed(seed))
+    probe = Probe(field, y.shape, split, torch.Generator().manual_seed(seed))
     first = record_forward(probe, PROBE_ROWS[0])
     sources = outside(first)
     wanted = tuple(x for x in sources if x.requires_grad)
@@ -252,6 +269,8 @@ def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Progra
         After(traced, low, assembler.totals, positions),
         tuple(where[key] for key in low.baked if key in where),
         traced.gradients,
+        traced.num_rowdata,
+        (traced, positions),
     )
 
 

@@ -8,7 +8,7 @@ recorded for two numbers of rows: what differs between the two depends on the ba
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from neurode._field import Field, PerRow, is_per_row
+from neurode._field import Field, PerRow, is_per_row, take_rows
+from neurode._state import Layout
 
 KEPT_WHOLE = {"tanh_backward", "sigmoid_backward", "threshold_backward"}  # one instruction each
 ALSO_DECOMPOSED = (
@@ -85,31 +86,48 @@ def decompositions() -> dict[Any, Any]:
     return _TABLE
 
 
+def row_layout(layout: Layout) -> Layout | None:
+    """The layout of one row of a state whose first dimension is taken for rows; None where there is no such dimension."""
+    if layout.batched:
+        return layout
+    sizes = {shape[0] if shape else 0 for shape in layout.shapes}
+    if len(sizes) != 1 or sizes.pop() < 2:
+        return None
+    return Layout(layout.spec, tuple(shape[1:] for shape in layout.shapes), layout.dtype, layout.device, True)
+
+
 class Probe:
     """The vector field as it is recorded: on `rows` rows of stand-in values.
 
     Args:
         field: the vector field on the inner state.
-        y: an inner state of the solve, for its shape.
-        split: whether dimension 0 of `y` is taken for rows that do not depend on each other.
-        random: a source of stand-in values.
+        shape: of an inner state.
+        split: whether dimension 0 of the state is taken for rows that do not depend on each other.
+        generator: a source of stand-in values.
     """
 
-    def __init__(self, field: Field, y: Tensor, split: bool, generator: torch.Generator) -> None:
-        self.field, self.y, self.split, self.generator = field, y, split, generator
+    def __init__(self, field: Field, shape: Sequence[int], split: bool, generator: torch.Generator) -> None:
+        self.field, self.shape, self.split, self.generator = field, tuple(shape), split, generator
+        layout = row_layout(field.layout) if split else field.layout
+        if layout is None:
+            raise CannotLower("the state has no first dimension that could count rows")
+        self.layout = layout
         leaves = pytree.tree_leaves(field.all_args, is_leaf=is_per_row)
         self.rowdata = [x for node in leaves if is_per_row(node) for x in pytree.tree_leaves(node.value)]
 
+    def _state(self, rows: int) -> Tensor:
+        shape = (rows, sum(self.layout.sizes)) if self.split else self.shape
+        return self._random(shape, self.layout.dtype)
+
     def values(self, rows: int) -> list[Tensor]:
         """Stand-ins for t, y and the per-row data."""
-        shape = (rows, *self.y.shape[1:]) if self.split else tuple(self.y.shape)
-        t = self._random((rows,) if self.field.layout.batched else (), self.field.time_dtype).abs()
         data = [self._random((rows, *x.shape[1:]), x.dtype) for x in self.rowdata]
-        return [t, self._random(shape, self.y.dtype), *data]
+        t = self._random((rows,) if self.field.layout.batched else (), self.field.time_dtype)
+        return [t, self._state(rows), *data]
 
     def cotangent(self, rows: int) -> Tensor:
         """A stand-in for the cotangent of dy/dt."""
-        return self._random((rows, *self.y.shape[1:]) if self.split else tuple(self.y.shape), self.y.dtype)
+        return self._state(rows)
 
     def _random(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if not dtype.is_floating_point:
@@ -119,10 +137,16 @@ class Probe:
     def call(self, t: Tensor, y: Tensor, *data: Tensor) -> Tensor:
         """Evaluate the field on stand-ins."""
         values = iter(data)
-        fill = lambda node: PerRow(pytree.tree_map(lambda _: next(values), node.value)) if is_per_row(node) else node  # noqa: E731
+
+        def fill(node: Any) -> Any:
+            return PerRow(pytree.tree_map(lambda _: next(values), node.value)) if is_per_row(node) else node
+
         field = self.field
         args = pytree.tree_map(fill, field.all_args, is_leaf=is_per_row) if data else field.all_args
-        return Field(field.f, field.layout, args, field.has_aux)(t, y)
+        if self.layout is field.layout:
+            return Field(field.f, field.layout, args, field.has_aux)(t, y)
+        dy = field.f(t, self.layout.unpack(y), *take_rows(args, None))
+        return self.layout.derivative(dy[0] if field.has_aux else dy, y)
 
 
 @contextmanager

@@ -1,0 +1,149 @@
+"""The native library: where it is, and its C interface (`native/abi.h`) mirrored field by field."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char_p, c_double, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from neurode.fused.capture import CannotLower
+from neurode.fused.program import Program
+
+ABI = 1
+INTEGERS = (
+    "rows", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
+    "joint", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
+    "num_eval", "eval_point_step", "eval_row_step", "keep", "memory", "backward_evaluations", "backward_products",
+)  # fmt: skip
+NUMBERS = (
+    "order", "rtol", "atol", "proportional", "integral", "derivative", "safety", "min_factor", "max_factor",
+    "first_step", "min_step", "max_step",
+)  # fmt: skip
+FIELDS = """rows uniforms y0 rowdata t0 t1 t0_step t1_step stages extra degree fsal a c b e e2 p grid points grid_point_step
+    grid_row_step joint order rtol atol rtols atols rtols_row_step rtols_step atols_row_step atols_step proportional
+    integral derivative safety min_factor max_factor hold shrink_accepted first_step min_step max_step max_steps t_eval
+    num_eval eval_point_step eval_row_step y1 ys t_end status evaluations accepted rejected keep memory trace grad_y1
+    grad_ys grad_y0 grad_rowdata accumulators grad_t0 grad_t1 grad_grid grad_eval backward_evaluations
+    backward_products""".split()
+
+
+def _kind(name: str) -> Any:
+    return c_int64 if name in INTEGERS else c_double if name in NUMBERS else c_void_p
+
+
+class Solve(ctypes.Structure):
+    """`nd_solve`."""
+
+    _fields_ = [(name, _kind(name)) for name in FIELDS]
+
+
+def candidates() -> list[Path]:
+    """Where the library may be: `NEURODE_NATIVE` first, then beside this file, then the build folder of a checkout."""
+    named = os.environ.get("NEURODE_NATIVE")
+    here = Path(__file__).resolve().parent
+    found = [Path(named)] if named else []
+    found += sorted(here.glob("_native*.so")) + sorted(here.glob("_native*.dylib")) + sorted(here.glob("_native*.dll"))
+    build = here.parents[2] / "build" / "native"
+    return found + sorted(build.glob("_native*.so")) + sorted(build.glob("_native*.dylib"))
+
+
+@cache
+def library() -> Any:
+    """The loaded library.
+
+    Raises:
+        CannotLower: there is none, or it belongs to another version.
+    """
+    for path in candidates():
+        if path.exists():
+            made = ctypes.CDLL(str(path))
+            _declare(made)
+            if made.nd_abi() != ABI or made.nd_sizeof_solve() != ctypes.sizeof(Solve):
+                raise CannotLower(f"the native library {path} belongs to another version of neurode; type make native")
+            return made
+    raise CannotLower("the native library is not built; type make native")
+
+
+def available() -> bool:
+    """Whether the library can be loaded."""
+    try:
+        library()
+    except (CannotLower, OSError):
+        return False
+    return True
+
+
+def _declare(made: Any) -> None:
+    pointers = lambda n: [c_void_p] * n  # noqa: E731
+    made.nd_abi.restype = made.nd_sizeof_solve.restype = c_int64
+    made.nd_isa.restype = made.nd_error.restype = c_char_p
+    made.nd_program_new.restype = c_void_p
+    made.nd_program_new.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_int64]
+    made.nd_program_free.argtypes = pointers(1)
+    made.nd_trace_free.argtypes = pointers(2)
+    made.nd_eval.argtypes = [c_void_p, c_void_p, c_int64, *pointers(4)]
+    made.nd_vjp.argtypes = [c_void_p, c_void_p, c_int64, *pointers(8)]
+    made.nd_forward.restype = made.nd_backward.restype = c_int64
+    made.nd_forward.argtypes = made.nd_backward.argtypes = [c_void_p, ctypes.POINTER(Solve)]
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """The address of a contiguous tensor's numbers, None for none."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+class Machine:
+    """A program inside the native library; freed with this object.
+
+    Args:
+        program: the tile program.
+        double: float64 instead of float32.
+    """
+
+    def __init__(self, program: Program, double: bool) -> None:
+        self.library = library()
+        words, maps = program.pack()
+        self.handle = self.library.nd_program_new(
+            words.buffer_info()[0], len(words), maps.buffer_info()[0] if len(maps) else None, len(maps), int(double)
+        )
+        if not self.handle:
+            raise CannotLower(f"the native library refused the program: {self.library.nd_error().decode()}")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.nd_program_free(self.handle)
+
+    def forward(self, solve: Solve) -> None:
+        """Run `nd_forward`."""
+        self._check(self.library.nd_forward(self.handle, ctypes.byref(solve)))
+
+    def backward(self, solve: Solve) -> None:
+        """Run `nd_backward`."""
+        self._check(self.library.nd_backward(self.handle, ctypes.byref(solve)))
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise RuntimeError(f"the native engine failed: {self.library.nd_error().decode()}")
+
+
+class Trace:
+    """The record that a forward pass leaves for the backward pass; freed with this object."""
+
+    def __init__(self, machine: Machine, handle: int) -> None:
+        self.machine, self.handle = machine, handle
+
+    def __del__(self) -> None:
+        if self.handle:
+            self.machine.library.nd_trace_free(self.machine.handle, self.handle)
+            self.handle = 0
+
+
+__all__ = ["ABI", "Machine", "Solve", "Trace", "available", "library", "pointer"]

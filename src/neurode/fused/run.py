@@ -1,0 +1,307 @@
+"""A whole solve, forward and backward, as one call into the native library each; differentiable for PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from neurode._field import is_per_row
+from neurode._loop import Outcome, time_dtype
+from neurode._options import rms, row_rms
+from neurode._problem import Problem
+from neurode._solution import Stats, Status
+from neurode._state import Layout, number
+from neurode.fused import programs
+from neurode.fused.capture import CannotLower, row_layout
+from neurode.fused.native import Solve, Trace, pointer
+from neurode.fused.programs import Bound
+from neurode.fused.tableau import native_tableau
+
+MEMORY = 256 << 20  # bytes that kept stages may take
+
+
+@dataclass(frozen=True)
+class LaneForm:
+    """Between the inner state of a problem and one row of numbers a lane.
+
+    Attributes:
+        inner: the problem's layout.
+        rows: the layout of one row where a joint state is split; None where the inner state has rows, or is one row.
+        split: whether there is more than one lane.
+    """
+
+    inner: Layout
+    rows: Layout | None
+    split: bool
+
+    def pack(self, y: Tensor) -> Tensor:
+        """An inner state as `(lanes, D)`."""
+        if self.inner.batched:
+            return y
+        return self.rows.pack(self.inner.unpack(y)) if self.split and self.rows else y.reshape(1, -1)
+
+    def unpack(self, y: Tensor, like: Tensor) -> Tensor:
+        """Inner states from `(*, lanes, D)`."""
+        lead = y.shape[:-2]
+        if self.inner.batched:
+            return y
+        if not self.split or self.rows is None or self.inner.plain:
+            return y.reshape(*lead, *like.shape)
+        leaves = pytree.tree_leaves(self.rows.unpack(y, lead=len(lead)))
+        return torch.cat([x.reshape(*lead, -1) for x in leaves], -1)
+
+
+def unsuitable(problem: Problem) -> str:
+    """Why the native loops cannot solve a problem, whatever its field; empty where they can."""
+    method, norm = problem.method, problem.norm
+    reasons = {
+        f"the method {getattr(method, 'name', method)} is not an explicit Runge-Kutta method": method.kind != "explicit",
+        "events": bool(problem.events),
+        "dense=True": problem.dense,
+        "t_eval='steps'": isinstance(problem.t_eval, str),
+        "save": problem.save is not None,
+        "callbacks": problem.callbacks is not None,
+        "step_at or jump_at": bool(len(problem.step_at) or len(problem.jump_at)),
+        "a norm of your own": norm not in (rms, row_rms),
+        "a tensor as first_step": isinstance(problem.first_step, Tensor) and problem.first_step.ndim > 0,
+        f"a state of {problem.y0.dtype} on {problem.y0.device}": problem.y0.dtype not in (torch.float32, torch.float64)
+        or problem.y0.device.type != "cpu",
+        "no rows, or an empty span": problem.y0.numel() == 0 or _empty_span(problem),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _empty_span(problem: Problem) -> bool:
+    if isinstance(problem.t0, Tensor) and problem.t0.ndim:
+        return bool((problem.t0 == problem.t1).all())
+    return number(problem.t0) == number(problem.t1)
+
+
+def prepare(problem: Problem) -> tuple[Bound, LaneForm, bool]:
+    """The program for a problem, how its state lies in lanes, and whether gradients are recorded.
+
+    Raises:
+        CannotLower: the field or the problem cannot be solved natively; the message says why.
+    """
+    reason = unsuitable(problem)
+    if reason:
+        raise CannotLower(f"the fused engine does not take {reason}")
+    recording = torch.is_grad_enabled()
+    times = [problem.t0, problem.t1, problem.t_eval, *(problem.grid if isinstance(problem.grid, list) else [problem.grid])]
+    want_t = recording and any(isinstance(t, Tensor) and t.requires_grad for t in times)
+    field, y0 = problem.field, problem.y0
+    rows = row_layout(field.layout)
+    if field.layout.batched:
+        return programs.find(field, y0, True, recording, want_t), LaneForm(field.layout, None, True), recording
+    if rows is not None:
+        try:
+            made = programs.find(field, y0, True, recording, want_t)
+            return made, LaneForm(field.layout, rows, True), recording
+        except CannotLower:
+            pass  # coupled: all its elements are the features of one lane
+    return programs.find(field, y0, False, recording, want_t), LaneForm(field.layout, None, False), recording
+
+
+def solve(problem: Problem, stats: Stats) -> Outcome:
+    """Solve a problem in one native call; gradients come back by another.
+
+    Args:
+        problem: the strict form of the problem.
+        stats: filled with what was chosen, and after the backward pass with its counts.
+
+    Raises:
+        CannotLower: the problem or its field cannot be solved natively.
+    """
+    bound, form, recording = prepare(problem)
+    work = Work(problem, stats, bound, form, recording)
+    data = rowdata(problem)
+    made = bound.entry.made
+    assert made is not None
+    wanted = [bound.tensors[i] for i in made.wanted]
+    y1, ys = NativeSolve.apply(work, form.pack(problem.y0), data, *work.times(), *wanted)
+    stats.engine = f"fused ({len(made.program.forward)} instructions, {form_name(form, problem)})"
+    return work.outcome(form.unpack(y1, problem.y0), None if ys is None else form.unpack(ys, problem.y0))
+
+
+def form_name(form: LaneForm, problem: Problem) -> str:
+    """How samples lie in lanes, in words."""
+    if form.inner.batched:
+        return "each row its own ODE" if problem.grid is None or problem.per_row else "each row a lane"
+    return "rows share one step" if form.split else "one sample"
+
+
+def rowdata(problem: Problem) -> Tensor | None:
+    """The per-row data of the arguments as `(rows, numbers)`, or None."""
+    leaves = pytree.tree_leaves(problem.field.all_args, is_leaf=is_per_row)
+    parts = [x for node in leaves if is_per_row(node) for x in pytree.tree_leaves(node.value)]
+    if not parts:
+        return None
+    return torch.cat([x.reshape(x.shape[0], -1).to(problem.y0.dtype) for x in parts], 1)
+
+
+class Work:
+    """What the forward and the backward pass of one solve share."""
+
+    def __init__(self, problem: Problem, stats: Stats, bound: Bound, form: LaneForm, recording: bool) -> None:
+        self.problem, self.stats, self.bound, self.form, self.recording = problem, stats, bound, form, recording
+        made = bound.entry.made
+        assert made is not None and bound.entry.machine is not None
+        self.made, self.machine = made, bound.entry.machine
+        self.uniforms = made.before(bound.tensors)
+        self.alive: list[Any] = []  # tensors whose addresses the native library was given
+        self.trace: Trace | None = None
+
+    def times(self) -> tuple[Any, Any, Any, Any]:
+        """t0, t1, the grid and t_eval as float64 tensors or None."""
+        problem = self.problem
+        grid = problem.grid
+        if isinstance(grid, list):
+            if any(isinstance(t, Tensor) for t in grid):
+                grid = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in grid])
+            else:
+                grid = torch.tensor(grid, dtype=torch.float64)
+        as_time = lambda t: torch.as_tensor(t, dtype=torch.float64)  # noqa: E731
+        t_eval = None if problem.t_eval is None else problem.t_eval.double()
+        return as_time(problem.t0), as_time(problem.t1), grid, t_eval
+
+    def _give(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.detach().contiguous()
+        self.alive.append(tensor)
+        return pointer(tensor)
+
+    def describe(self, y0: Tensor, data: Tensor | None, t0: Tensor, t1: Tensor, grid: Any, t_eval: Any) -> Solve:
+        """Fill the problem's part of the C structure."""
+        s, give = Solve(), self._give
+        self.rows, self.size = y0.shape
+        s.rows, s.uniforms, s.y0, s.rowdata = self.rows, give(self.uniforms), give(y0), give(data)
+        s.t0, s.t1, s.t0_step, s.t1_step = give(t0), give(t1), int(t0.ndim > 0), int(t1.ndim > 0)
+        self._method(s)
+        self._control(s)
+        if grid is not None:
+            s.grid, s.points = give(grid), len(grid)
+            s.grid_point_step, s.grid_row_step = (1, 0) if grid.ndim == 1 else (grid.shape[1], 1)
+        if t_eval is not None:
+            s.t_eval, s.num_eval = give(t_eval), len(t_eval)
+            s.eval_point_step, s.eval_row_step = (1, 0) if t_eval.ndim == 1 else (t_eval.shape[1], 1)
+        s.keep, s.memory = int(self.recording), MEMORY
+        return s
+
+    def _method(self, s: Solve) -> None:
+        numbers, give = native_tableau(self.problem.method), self._give
+        s.stages, s.extra, s.degree, s.fsal = numbers.stages, numbers.extra, numbers.p.shape[1], int(numbers.fsal)
+        s.a, s.b, s.c, s.p = map(give, (numbers.a, numbers.b, numbers.c, numbers.p))
+        s.e, s.e2 = give(numbers.e), give(numbers.e2)
+
+    def _control(self, s: Solve) -> None:
+        problem, pid = self.problem, self.problem.controller
+        s.joint = int(not problem.layout.batched)
+        s.order = float((problem.method.order_error or 0) + 1)
+        for name in ("rtol", "atol"):
+            value = getattr(problem, name)
+            if isinstance(value, Tensor):
+                wide = self.form.pack(value.to(problem.y0.dtype).expand(problem.y0.shape)).contiguous()
+                setattr(s, f"{name}s", self._give(wide))
+                setattr(s, f"{name}s_row_step", self.size)
+                setattr(s, f"{name}s_step", 1)
+            else:
+                setattr(s, name, float(value))
+        s.proportional, s.integral, s.derivative = pid.proportional, pid.integral, pid.derivative
+        s.safety, s.min_factor, s.max_factor = pid.safety, pid.min_factor, pid.max_factor
+        s.hold, s.shrink_accepted = int(pid.hold), int(pid.shrink_accepted)
+        s.first_step = -1.0 if problem.first_step is None else float(problem.first_step)
+        s.min_step, s.max_step, s.max_steps = problem.min_step, problem.max_step, problem.max_steps
+
+    def forward(self, y0: Tensor, data: Tensor | None, t0: Tensor, t1: Tensor, grid: Any, t_eval: Any) -> Any:
+        """The native forward solve."""
+        s = self.solve = self.describe(y0, data, t0, t1, grid, t_eval)
+        y1 = torch.empty_like(y0.detach(), memory_format=torch.contiguous_format)
+        ys = None if t_eval is None else y0.new_empty(len(t_eval), *y0.shape)
+        self.t_end = torch.zeros(self.rows, dtype=torch.float64)
+        self.counts = torch.zeros(4, self.rows, dtype=torch.int64)
+        s.y1, s.ys, s.t_end = pointer(y1), pointer(ys), pointer(self.t_end)
+        s.status, s.evaluations, s.accepted, s.rejected = (pointer(row) for row in self.counts)
+        self.machine.forward(s)
+        if self.recording:
+            self.trace = Trace(self.machine, s.trace)
+        self.times_given = (t0, t1, grid, t_eval)
+        calls = int(self.counts[1].max())
+        self.problem.field.num_calls += calls
+        self.bound.count(calls)
+        return y1, ys
+
+    def backward(self, grad_y1: Tensor | None, grad_ys: Tensor | None, wanted: Any) -> list[Any]:
+        """The native backward pass: gradients of y0, rowdata, t0, t1, grid, t_eval and the tensors from outside."""
+        s, rows = self.solve, self.rows
+        t0, t1, grid, t_eval = self.times_given
+        dtype = self.uniforms.dtype
+        keep = [None if g is None else g.contiguous() for g in (grad_y1, grad_ys)]
+        grad_y0 = torch.zeros(rows, self.size, dtype=dtype)
+        grad_data = torch.zeros(rows, self.made.program.num_rowdata, dtype=dtype) if wanted[1] else None
+        accumulators = torch.zeros(max(self.made.program.num_accumulators, 1), dtype=dtype)
+        new = lambda want, *shape: torch.zeros(*shape, dtype=torch.float64) if want else None  # noqa: E731
+        adaptive = grid is None
+        grad_t0, grad_t1 = (new(wanted[i] and adaptive, rows) for i in (2, 3))
+        grad_grid = new(wanted[4], len(grid) if grid is not None else 0, rows)
+        grad_eval = new(wanted[5], len(t_eval) if t_eval is not None else 0, rows)
+        s.grad_y1, s.grad_ys = map(pointer, keep)
+        s.grad_y0, s.grad_rowdata, s.accumulators = map(pointer, (grad_y0, grad_data, accumulators))
+        s.grad_t0, s.grad_t1, s.grad_grid, s.grad_eval = map(pointer, (grad_t0, grad_t1, grad_grid, grad_eval))
+        self.machine.backward(s)
+        self._report()
+        fit = lambda g, like: None if g is None else g if g.shape == like.shape else g.sum(-1).reshape(like.shape)  # noqa: E731
+        outer = self.made.after(accumulators, self.bound.tensors)
+        return [
+            grad_y0, grad_data, fit(grad_t0, t0), fit(grad_t1, t1), fit(grad_grid, grid), fit(grad_eval, t_eval), *outer,
+        ]  # fmt: skip
+
+    def _report(self) -> None:
+        s = self.solve
+        self.stats.backward = Stats(
+            num_calls=int(s.backward_evaluations),
+            num_evaluations=int(s.backward_evaluations),
+            method=self.stats.method,
+            gradient="discrete",
+            engine="fused",
+        )
+
+    def outcome(self, y1: Tensor, ys: Tensor | None) -> Outcome:
+        """The record that every engine returns."""
+        problem = self.problem
+        status, evaluations, accepted, rejected = self.counts
+        end = torch.as_tensor(problem.t1, dtype=time_dtype(y1.device))
+        ts = end.unsqueeze(0) if ys is None else problem.t_eval
+        ys = y1.unsqueeze(0) if ys is None else ys
+        if problem.layout.batched:
+            return Outcome(y1, ts, ys, self.t_end, status, evaluations, accepted, rejected)
+        code = int(status.max())
+        counts = (int(evaluations.max()), int(accepted.max()), int(rejected.max()))
+        return Outcome(y1, ts, ys, float(self.t_end[0]), list(Status)[code], *counts)
+
+
+class NativeSolve(torch.autograd.Function):
+    """The solve as one operation of PyTorch's tape."""
+
+    @staticmethod
+    def forward(ctx: Any, work: Work, y0: Tensor, data: Any, t0: Any, t1: Any, grid: Any, t_eval: Any, *outer: Tensor) -> Any:
+        ctx.work = work
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*outer)
+        return work.forward(y0, data, t0, t1, grid, t_eval)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_y1: Any, grad_ys: Any) -> Any:
+        _ = ctx.saved_tensors  # raises where a parameter was changed in place since the solve
+        if grad_y1 is None and grad_ys is None:
+            return (None,) * len(ctx.needs_input_grad)
+        grads = ctx.work.backward(grad_y1, grad_ys, ctx.needs_input_grad[1:])
+        return None, *[g if need else None for g, need in zip(grads, ctx.needs_input_grad[1:], strict=True)]
+
+
+__all__ = ["CannotLower", "prepare", "solve", "unsuitable"]
