@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from torch import Tensor
 def places(t0: float, t1: float, nodes: tuple[float, ...]) -> list[float]:
     """`t0 + c (t1 - t0)` for every node c, both ends exact."""
     return [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in nodes]
+
+
+@lru_cache(maxsize=64)
+def _column(nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device, ndim: int) -> Tensor:
+    """Nodes as a column that broadcasts against times of rows."""
+    return torch.tensor(nodes, dtype=dtype, device=device).reshape(-1, *[1] * ndim)
 
 
 class Interval:
@@ -58,9 +65,14 @@ class Interval:
             if not (self.after_jump or self.before_jump):
                 return stacked.unbind()
             return tuple(self._inside(t, c, t1 > t0) for t, c in zip(stacked.unbind(), nodes, strict=True))
-        span = t1 - t0
-        moments = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * span for c in nodes]
-        times = tuple(torch.as_tensor(t, dtype=dtype, device=like.device) for t in moments)
+        span = torch.as_tensor(t1 - t0, device=like.device)
+        inner = _column(nodes, span.dtype, span.device, span.ndim)
+        stacked = torch.addcmul(torch.as_tensor(t0, dtype=span.dtype, device=span.device), inner, span).to(dtype)
+        ends = {0.0: t0, 1.0: t1}  # exactly: rounding must not put the last stage beside t1
+        times = tuple(
+            torch.as_tensor(ends[c], dtype=dtype, device=like.device) if c in ends else t
+            for c, t in zip(nodes, stacked.unbind(), strict=True)
+        )
         if isinstance(self.after_jump, Tensor) or isinstance(self.before_jump, Tensor):
             times = tuple(self._rows_inside(t, c, span > 0) for t, c in zip(times, nodes, strict=True))
         return times
