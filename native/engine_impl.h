@@ -2,6 +2,7 @@
 #pragma once
 #include "backward.h"
 #include "engine.h"
+#include "joint.h"
 
 namespace NEURODE_NAMESPACE {
 
@@ -85,6 +86,7 @@ template <class R> void solve_forward(const Program& p, nd_solve& s) {
     }
     Forward<R> f(p, s, trace, T);
     if (s.grid) f.fixed();
+    else if (s.joint && s.rows) Joint<R>(f, trace).solve();
     else f.adaptive();
 }
 

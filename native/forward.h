@@ -109,10 +109,10 @@ template <class R> class Forward {
     }
 
     void error_ratios(double* to) { // root mean square over the features, as the rows' control has it
-        mean_squares(s.e, to);
+        error_sums(s.e, to);
         for (int l = 0; l < T; l++) to[l] = std::sqrt(to[l] / D);
         if (!s.e2) return;
-        mean_squares(s.e2, second);
+        error_sums(s.e2, second);
         for (int l = 0; l < T; l++) { // DOP853's combination (Hairer, Norsett & Wanner 1993, II.10)
             double r5 = to[l], r3 = std::sqrt(second[l] / D);
             to[l] = r5 * r5 / std::fmax(std::sqrt(r5 * r5 + 0.01 * r3 * r3), 1e-30);
@@ -120,7 +120,7 @@ template <class R> class Forward {
     }
 
     // Sums over features of (h sum_i e_i k_i / (atol + rtol max(|y0|, |y1|)))^2, by lane.
-    void mean_squares(const double* e, double* to) {
+    void error_sums(const double* e, double* to) {
         int used[Tile<R>::MAX_STAGES], count = 0;
         R w[Tile<R>::MAX_STAGES];
         for (int j = 0; j < method.stages; j++)
@@ -261,12 +261,13 @@ template <class R> class Forward {
         lane.pace.start(s.grid ? batch.grid(0, row) : batch.t0(row), s.grid ? batch.grid(s.points - 1, row) : batch.t1(row));
         tile.put(tile.y, l, batch.y0(row), D);
         if (batch.A) tile.put(tile.rowdata, l, batch.rowdata(row), batch.A);
-        if (!live) return;
-        if (batch.wide_tolerances())
-            for (int f = 0; f < D; f++) {
-                scale_[ptrdiff_t(f) * T + l] = batch.atol(row, f);
-                scale_[tile.N + ptrdiff_t(f) * T + l] = batch.rtol(row, f);
-            }
+        if (live && batch.wide_tolerances()) load_tolerances(l, row);
+    }
+    void load_tolerances(int l, int64_t row) {
+        for (int f = 0; f < D; f++) {
+            scale_[ptrdiff_t(f) * T + l] = batch.atol(row, f);
+            scale_[tile.N + ptrdiff_t(f) * T + l] = batch.rtol(row, f);
+        }
     }
 
     // Puts a row into an idle lane; false where it ends before it begins.
@@ -319,8 +320,12 @@ template <class R> class Forward {
         norms(tile.y1, tile.k, d2);
         for (int l = 0; l < T; l++) to[l] = first_step(to[l], d1[l], d2[l] / to[l], s.order);
     }
-    // Root mean square of (x - minus) / (atol + rtol |y|) by lane.
-    void norms(const R* x, const R* minus, double* to) {
+    void norms(const R* x, const R* minus, double* to) { // root mean squares
+        square_sums(x, minus, to);
+        for (int l = 0; l < T; l++) to[l] = std::sqrt(to[l] / D);
+    }
+    // Sums over features of ((x - minus) / (atol + rtol |y|))^2, by lane.
+    void square_sums(const R* x, const R* minus, double* to) {
         for (int v = 0; v < T; v += LANES<R>) {
             Vec<R> total = {};
             for (int f = 0; f < D; f++) {
@@ -331,7 +336,7 @@ template <class R> class Forward {
                 Vec<R> part = (minus ? load(x + i) - load(minus + i) : load(x + i)) / scale;
                 total += part * part;
             }
-            for (int l = 0; l < LANES<R>; l++) to[v + l] = std::sqrt(double(total[l]) / D);
+            for (int l = 0; l < LANES<R>; l++) to[v + l] = total[l];
         }
     }
 

@@ -17,6 +17,13 @@ struct Tableau {
     double b(int i) const { return s.b[i]; }
     int num_before_end() const { return fsal ? stages - 1 : stages; } // stages that the state at the end depends on
 
+    // Whether the only extra stage is f at the new point, as in the cubic Hermite interpolant: the next step's first stage.
+    bool extra_is_end() const {
+        bool same = !fsal && extra == 1 && c(stages) == 1;
+        for (int j = 0; same && j < stages; j++) same = a(stages, j) == b(j);
+        return same;
+    }
+
     // What multiplies h k_i in the dense output at the fraction x of a step; or, of its derivative by x.
     double weight(int i, double x, bool derivative = false) const {
         const double* p = s.p + ptrdiff_t(i) * s.degree;
