@@ -1,0 +1,297 @@
+"""A changed model never meets a stale program; what must not be captured runs on eager, and nothing is disturbed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from engines import eager, fused
+from torch import Tensor, nn
+
+from neurode.fused import native, programs
+from neurode.fused.capture import CannotLower
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native library is not built (make native)")
+SETTINGS = SimpleNamespace(scale=1.0)
+SCALE = 1.0
+
+
+def helper(x: Tensor) -> Tensor:
+    return torch.tanh(x)
+
+
+class Model(nn.Module):
+    """Something to change in twenty ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3))
+        self.gain, self.flags, self.table = 1.0, {"on": True, "powers": [1, 2]}, (0.5, 2.0)
+        self.config = SimpleNamespace(shift=0.1, nested=[SimpleNamespace(x=1.0)])
+        self.act: Callable[[Tensor], Tensor] = torch.sin
+        self.extra = torch.tensor([0.1, 0.2, 0.3])
+        self.register_buffer("offset", torch.zeros(3))
+        self.norm = nn.BatchNorm1d(3).eval()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        x = self.net(y) * self.gain * SETTINGS.scale * SCALE + self.config.shift * self.config.nested[0].x
+        if self.flags["on"]:
+            x = x + self.table[0] * y ** self.flags["powers"][0]
+        return helper(x) + self.act(y) * self.extra + self.norm(self.offset + y) * 0.1
+
+
+def weights(m: Model) -> None:
+    m.net[0].weight = nn.Parameter(torch.full_like(m.net[0].weight, 0.3))
+
+
+def data(m: Model) -> None:
+    m.net[0].weight.data = torch.full_like(m.net[0].weight, 0.2)
+
+
+def patched(m: Model) -> None:
+    m.forward = lambda t, y: -y  # type: ignore[method-assign]
+
+
+def set_global(m: Model) -> None:
+    global SCALE
+    SCALE = 0.5
+
+
+def set_helper(m: Model) -> None:
+    global helper
+    helper = torch.sigmoid
+
+
+def class_method(m: Model) -> None:
+    Model.forward = lambda self, t, y: self.net(y) * 2.0  # type: ignore[method-assign]
+
+
+CHANGES: dict[str, Callable[[Model], Any]] = {
+    "a float attribute": lambda m: setattr(m, "gain", 0.7),
+    "an item of a dict": lambda m: m.flags.update(on=False),
+    "an item of a list in a dict": lambda m: m.flags["powers"].__setitem__(0, 2),
+    "a tuple": lambda m: setattr(m, "table", (0.9, 2.0)),
+    "a namespace": lambda m: setattr(m.config, "shift", 0.4),
+    "a namespace in a list in a namespace": lambda m: setattr(m.config.nested[0], "x", 3.0),
+    "a function attribute": lambda m: setattr(m, "act", torch.cos),
+    "a plain tensor replaced": lambda m: setattr(m, "extra", torch.tensor([1.0, 0.0, 0.0])),
+    "a plain tensor in place": lambda m: m.extra.mul_(3.0),
+    "a buffer in place": lambda m: m.offset.add_(1.0),
+    "a weight replaced": weights,
+    "a weight's data": data,
+    "an optimizer's step": lambda m: [p.data.add_(0.1) for p in m.parameters()],
+    "loading a state": lambda m: m.load_state_dict(Model().state_dict()),
+    "a layer replaced": lambda m: m.net.__setitem__(1, nn.ReLU()),
+    "a layer appended": lambda m: m.net.append(nn.Tanh()),
+    "parametrized weights": lambda m: nn.utils.parametrizations.weight_norm(m.net[0]),
+    "a frozen weight": lambda m: m.net[0].weight.requires_grad_(False),
+    "a forward hook of a submodule": lambda m: m.net[1].register_forward_hook(lambda mod, i, o: o * 2),
+    "a patched forward": patched,
+    "a global": set_global,
+    "a helper function rebound": set_helper,
+    "an attribute of a global object": lambda m: setattr(SETTINGS, "scale", 0.25),
+    "evaluation mode of a layer with statistics": lambda m: m.norm.running_mean.fill_(1.0),
+    "double precision": lambda m: m.double(),
+    "a method of the class": class_method,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Any:
+    global SCALE, helper
+    programs.clear()
+    old = helper, Model.forward
+    yield
+    helper, SCALE, SETTINGS.scale, Model.forward = old[0], 1.0, 1.0, old[1]  # type: ignore[method-assign]
+
+
+def both(f: Any, y: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    options = {"method": "rk4", "steps": 4, "batch_dim": 0, **options}
+    return tuple(s(f, y, (0.0, 1.0), **options).y1 for s in (fused, eager))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_never_met_by_a_stale_program(change: str) -> None:
+    torch.manual_seed(0)
+    model, y = Model(), torch.rand(4, 3)
+    mine, theirs = both(model, y)
+    assert torch.allclose(mine, theirs, atol=1e-6)
+    CHANGES[change](model)
+    if change == "double precision":
+        y = y.double()
+        model.extra = model.extra.double()
+    again, expected = both(model, y)
+    assert torch.allclose(again, expected, atol=1e-6)
+    if change != "a frozen weight" and change not in ("parametrized weights", "double precision"):
+        assert not torch.allclose(expected, theirs, atol=1e-4), "the change changed nothing, so the test shows nothing"
+    for p in model.parameters():
+        p.grad = None
+    grads = []
+    for solver in (fused, eager):
+        model.zero_grad()
+        loss = solver(model, y.clone().requires_grad_(), (0.0, 1.0), method="rk4", steps=4, batch_dim=0).y1.sum()
+        loss.backward()
+        grads.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert (a is None or not a.any()) if b is None else torch.allclose(a, b, atol=1e-5)
+
+
+def test_train_mode_leaves_the_program() -> None:
+    model = Model()
+    both(model, torch.rand(4, 3))
+    model.train()
+    before = model.norm.running_mean.clone()
+    with pytest.raises(CannotLower):
+        fused(model, torch.rand(4, 3), (0.0, 1.0), method="rk4", steps=2, batch_dim=0)
+    assert torch.equal(model.norm.running_mean, before)
+
+
+def test_forty_models_of_one_class() -> None:
+    torch.manual_seed(1)
+    models = [nn.Sequential(nn.Linear(3, 4 + i % 5), nn.Tanh(), nn.Linear(4 + i % 5, 3)) for i in range(40)]
+    y = torch.rand(4, 3)
+    for _ in range(2):
+        for net in models:
+            mine, theirs = both(lambda t, y, net=net: net(y), y)
+            assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_a_lambda_made_again_is_captured_once() -> None:
+    net, y = nn.Linear(3, 3), torch.rand(4, 3)
+    for _ in range(6):
+        both(lambda t, y: torch.tanh(net(y)) * 0.5, y)
+    assert len(programs._entries) == 1
+
+
+def test_lambdas_with_changing_numbers_are_right() -> None:
+    y = torch.rand(4, 3)
+    for k in range(6):
+        scale = 1.0 + 0.1 * k
+        mine, theirs = both(lambda t, y: -scale * y, y)  # noqa: B023
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_partials_and_bound_methods() -> None:
+    class Field:
+        k = 2.0
+
+        def rate(self, t: Tensor, y: Tensor, gain: float = 1.0) -> Tensor:
+            return -self.k * gain * torch.sin(y)
+
+    y, field = torch.rand(4, 3), Field()
+    for f in (field.rate, functools.partial(field.rate, gain=0.3)):
+        for k in (2.0, 3.0):
+            field.k = k
+            mine, theirs = both(f, y)
+            assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+class Counted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.nfe = nn.Linear(3, 3), 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.nfe += 1
+        return torch.tanh(self.net(y))
+
+
+def test_a_counter_of_evaluations_stays_right() -> None:
+    model, y = Counted(), torch.rand(4, 3)
+    for expected in (16, 32, 48):
+        fused(model, y, (0.0, 1.0), method="rk4", steps=4, batch_dim=0)
+        assert model.nfe == expected
+    other = Counted()
+    fused(other, y, (0.0, 1.0), method="rk4", steps=4, batch_dim=0)
+    assert other.nfe == 16 and len(programs._entries) <= 2
+
+
+class LazyNoise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise: Any = None
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.noise is None:
+            self.noise = torch.randn_like(y)
+        return y * self.noise
+
+
+class Appends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.seen.append(t)
+        return -y
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nfe = 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.nfe += 1
+        return -y if self.nfe < 10 else y
+
+
+@pytest.mark.parametrize("make", [LazyNoise, Appends, Branches])
+def test_side_effects_are_refused_and_undone(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    before = dict(model.__dict__), len(getattr(model, "seen", []))
+    with pytest.raises(CannotLower):
+        fused(model, torch.rand(4, 3), (0.0, 1.0), method="rk4", steps=2, batch_dim=0)
+    assert model.__dict__ == before[0] and len(getattr(model, "seen", [])) == before[1]
+
+
+def test_printing_global_hooks_and_autocast_are_refused() -> None:
+    y = torch.rand(4, 3)
+
+    def talks(t: Tensor, y: Tensor) -> Tensor:
+        print("called")
+        return -y
+
+    solve = lambda f: fused(f, y, (0.0, 1.0), method="rk4", steps=2, batch_dim=0)  # noqa: E731
+    with pytest.raises(CannotLower, match="print"):
+        solve(talks)
+    net = nn.Linear(3, 3)
+    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: o * 2)
+    try:
+        with pytest.raises(CannotLower, match="hooks"):
+            solve(lambda t, y: net(y))
+    finally:
+        handle.remove()
+    with torch.autocast("cpu"), pytest.raises(CannotLower, match="autocast"):
+        solve(lambda t, y: net(y))
+
+
+def test_a_baked_index_that_changes_in_place_is_noticed() -> None:
+    index, y = torch.tensor([2, 0, 1]), torch.rand(4, 3)
+    f = lambda t, y: -y[:, index] * math.pi  # noqa: E731
+    for permutation in ([2, 0, 1], [1, 2, 0], [0, 1, 2]):
+        index.copy_(torch.tensor(permutation))
+        mine, theirs = both(f, y)
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_zero_initialised_last_layers_do_not_hide_coupled_rows() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 3)
+            nn.init.zeros_(self.b.weight)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            h = F.softplus(self.a(y))
+            return self.b(h - h.mean(0))
+
+    with pytest.raises(CannotLower, match="coupled"):
+        fused(Hidden(), torch.rand(4, 3), (0.0, 1.0), method="rk4", steps=2, batch_dim=0)
