@@ -202,10 +202,11 @@ def integrate_rows(problem: Problem) -> Outcome:
     return outcome if events is None else replace(outcome, events=events.records(problem.y0))
 
 
-def advance(accepted: Tensor, step: Step, ahead: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor | None]:
+def advance(accepted: Tensor, step: Step, ahead: Any, y: Tensor) -> tuple[Tensor, Any]:
     """State and carry of all rows after a judged attempt."""
     mask = accepted.unsqueeze(1)
-    carry = None if ahead is None else torch.where(mask, ahead, step.restart)
+    # A history on a grid needs no mask: its rows are never rejected, and one that stands still has ended.
+    carry = torch.where(mask, ahead, step.restart) if isinstance(ahead, Tensor) else ahead
     return torch.where(mask, step.y1, y), carry
 
 

@@ -56,6 +56,9 @@ class AdamsFamily:
         implicit: Adams-Moulton, iterated from an explicit prediction, instead of Adams-Bashforth.
         max_order: 1 to 12; the number of derivatives used. High orders are stable for very small steps only.
         source: author, year, title, and where in it the method is.
+        max_iters: corrections of an implicit step at most; one is enough for the order, more come closer to the
+            implicit method and its stability.
+        tolerance: a correction that moves the state by less than this (relative to `1 + |y|`) is the last.
 
     Attributes:
         kind: `"adams"`.
@@ -77,6 +80,8 @@ class AdamsFamily:
     implicit: bool
     max_order: int = 4
     source: str = ""
+    max_iters: int = 4
+    tolerance: float = 1e-9
 
     kind: ClassVar[str] = "adams"
     adaptive: ClassVar[bool] = False
@@ -92,6 +97,8 @@ class AdamsFamily:
             raise InputError(
                 f"{self.name}: max_order={self.max_order} must be from 1 to {HIGHEST_ORDER}; 4 is the default"
             )
+        if isinstance(self.max_iters, bool) or not isinstance(self.max_iters, int) or self.max_iters < 1:
+            raise InputError(f"{self.name}: max_iters={self.max_iters!r} must be a whole number of at least 1")
 
     @property
     def order(self) -> int:
@@ -114,9 +121,18 @@ class AdamsFamily:
         """Cubic Hermite between the grid's points: order 3, or the method's where that is lower."""
         return min(3, self.max_order)
 
+    @property
+    def predictor_order(self) -> int:
+        """Order of the explicit formula that a step is, or is iterated from: as many derivatives as are known."""
+        return self.num_history
+
     def weights(self, order: int | None = None) -> tuple[float, ...]:
         """Return the weights of the given order (`max_order` when None), the newest derivative first."""
-        return tuple(map(float, adams_weights(self.max_order if order is None else order, self.implicit)))
+        return self.weights_of(self.max_order if order is None else order, self.implicit)
+
+    def weights_of(self, order: int, implicit: bool) -> tuple[float, ...]:
+        """Return the weights of any order of either family, the newest derivative first."""
+        return tuple(map(float, adams_weights(order, implicit)))
 
 
 explicit_adams = AdamsFamily(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from neurode.stepping.adams import AdamsStepper
 from neurode.stepping.explicit import ExplicitStepper
 from neurode.stepping.interval import Interval, places
 from neurode.stepping.step import Piece, Step
+from neurode.stepping.symplectic import SymplecticStepper
 
-STEPPERS = {"explicit": ExplicitStepper}
+STEPPERS: dict[str, Any] = {
+    "explicit": ExplicitStepper,
+    "adams": AdamsStepper,
+    "symplectic": SymplecticStepper,
+}
 
 
 def stepper(method: Any) -> Any:
@@ -16,4 +22,4 @@ def stepper(method: Any) -> Any:
     return STEPPERS[method.kind](method)
 
 
-__all__ = ["STEPPERS", "ExplicitStepper", "Interval", "Piece", "Step", "places", "stepper"]
+__all__ = ["STEPPERS", "AdamsStepper", "ExplicitStepper", "Interval", "Piece", "Step", "SymplecticStepper", "places", "stepper"]
