@@ -63,6 +63,9 @@ class ButcherTableau:
         extra_c: their abscissae.
         dense_order: order q of the dense output: over one step its error is `O(h**(q + 1))`. Derived when 0.
         source: author, year, title, and where in it the numbers are.
+        reuse_last: start the next step from the last stage's derivative although that is `f` at another state near the
+            new one: one evaluation less a step, the order kept where that state is good to it. For adaptive
+            methods whose last stage lies at the end of the step.
 
     Attributes:
         kind: `"explicit"`.
@@ -113,6 +116,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
     extra_c: Sequence[Any] = ()
     dense_order: int = 0
     source: str = ""
+    reuse_last: bool = False
 
     kind: ClassVar[str] = "explicit"
     adaptive: bool = field(init=False, repr=False, compare=False)
@@ -211,13 +215,15 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
             if nodes[i] == 1 and rows[i] == weights[:i] and not any(weights[i:])
         ]
         fsal = num - 1 in ends
+        if self.reuse_last and nodes[num - 1] != 1:
+            raise self._refuse("`reuse_last` needs a last stage at the end of the step, c[-1] = 1")
         self._set(
             adaptive=self.b_error is not None,
             fsal=fsal,
             end_stage=ends[0] if ends else None,
             num_stages=num,
-            num_evaluations_per_step=num - 1 if fsal else num,
-            num_dense_evaluations=len(self.extra_a) if self.dense is not None else int(not fsal),
+            num_evaluations_per_step=num - 1 if fsal or self.reuse_last else num,
+            num_dense_evaluations=len(self.extra_a) if self.dense is not None else int(not fsal and not self.reuse_last),
         )
 
     def _check_row_sums(self) -> None:

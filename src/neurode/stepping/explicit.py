@@ -50,7 +50,7 @@ class ExplicitStepper:
             ks.append(field(t, z))
         if tableau.fsal:
             return Step(interval, y, z, ks, ks[-1], k)
-        return Step(interval, y, increment(y, ks, tableau.B, h), ks, None, k)
+        return Step(interval, y, increment(y, ks, tableau.B, h), ks, ks[-1] if tableau.reuse_last else None, k)
 
     def errors(self, step: Step) -> list[Tensor]:
         """The embedded error estimates of a step: one, or two for a method that combines two."""

@@ -23,6 +23,9 @@ SCIPY = frozenset("solver min_step max_step norm grid_points eps".split())
 HIGHEST_ADAMS_ORDER = 5
 DEFAULT_ADAMS_ORDER = 4
 
+# torchdiffeq starts every step from the last stage before, also where that was evaluated at a predicted state.
+REUSING = {name: replace(methods.get(name), reuse_last=True) for name in ("adaptive_heun", "fehlberg2")}
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -47,7 +50,7 @@ class Solver:
     def method_for(self, options: Mapping[str, Any]) -> Any:
         """The numbers of the method, with the options that shape it."""
         if self.kind != "adams":
-            return methods.get(self.method)
+            return REUSING.get(self.name) or methods.get(self.method)
         name = self.method if options.get("implicit", True) else "explicit_adams"
         order = min(int(options.get("max_order", DEFAULT_ADAMS_ORDER)), HIGHEST_ADAMS_ORDER)
         if order < DEFAULT_ADAMS_ORDER:
