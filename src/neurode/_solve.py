@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neurode import _options, _times, gradients
+from neurode import _integrals, _options, _times, gradients
 from neurode._errors import InputError, SolveError, UnknownOptionError, did_you_mean
 from neurode._field import Field
 from neurode._loop import Outcome
@@ -17,6 +18,7 @@ from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
 from neurode._state import Layout, is_vmapped, number, read_state, unreadable
 from neurode.control import PID, Callbacks
+from neurode.output.along import along
 from neurode.output.dense import JointDense, RowDense
 from neurode.output.events import Event
 
@@ -49,6 +51,9 @@ def solve(
     events: Sequence[Event] = (),
     max_events: int = 1024,
     dense: bool = False,
+    save: Callable[..., Any] | None = None,
+    integrate: Callable[..., Any] | None = None,
+    steer_integrals: bool = False,
     has_aux: bool = False,
     max_steps: int = 100_000,
     on_failure: str = "raise",
@@ -88,7 +93,12 @@ def solve(
         events: `neurode.Event`s, located on the dense output; what happened is in `solution.events`.
         max_events: how often one event may happen (in a row) before the solve ends with a status that says so.
         dense: keep a continuous solution: `solution(t)`, `solution.derivative(t)`.
-        has_aux: `f` returns `(dy, aux)`.
+        save: `save(t, y, *args)` returns what to keep of an output (a tensor or pytree of tensors) in place of the state;
+            `ys` then holds that, time first.
+        integrate: `integrate(t, y, *args)` returns what to integrate over time along the solution (a tensor or pytree of
+            tensors, with rows `(rows, ...)`); `solution.integrals` holds the integrals from t0 to each of `ts`.
+        steer_integrals: whether the errors of the integrals count in the choice of steps.
+        has_aux: `f` returns `(dy, aux)`; `solution.aux` holds aux at `ts` (one more evaluation of `f` for each).
         max_steps: attempted steps at most (per row).
         on_failure: `"raise"`, or `"nan"` to return NaN in failed rows and leave the rest untouched.
         compact: whether rows that are done leave the batch; None: where a probe shows that it is safe.
@@ -155,10 +165,25 @@ def solve(
         compact=compact,
         callbacks=_callbacks(callbacks, chosen, layout),
     )
+    integrals = None
+    if integrate is not None:
+        problem, integrals = _integrals.extend(problem, integrate, steer_integrals)
     strategy, gradient_note = gradients.choose(gradient, problem)
     stats = Stats(method=method_note, gradient=gradient_note, engine="eager")
     outcome = strategy.solve(problem, stats)
-    return _finish(problem, outcome, stats, on_failure)
+    solution = _solution_of(problem, outcome, stats)
+    solution = solution if integrals is None else integrals.split(solution)
+    if has_aux:
+        start = (layout.unpack(state), t0, layout)
+        evaluate = lambda t, y: _aux(f(t, y, *field.args))  # noqa: E731
+        solution = replace(solution, aux=along(evaluate, solution.ts, solution.ys, *start))
+        _count_more(stats, len(solution.ts))
+    if save is not None:
+        kept = along(lambda t, y: save(t, y, *field.args), solution.ts, solution.ys, layout.unpack(state), t0, layout)
+        solution = replace(solution, ys=kept)
+    if on_failure == "raise" and not unreadable(outcome.y1):
+        _raise_failure(solution)
+    return solution
 
 
 KEYWORDS = [name for name in inspect.signature(solve).parameters if name != "unknown"]
@@ -230,14 +255,24 @@ def _some(numbers: list[int]) -> str:
     return f"{shown}, ... ({len(numbers)} in all)" if len(numbers) > 8 else shown
 
 
-def _finish(problem: Problem, outcome: Outcome, stats: Stats, on_failure: str) -> Solution:
-    """Turn inner results into the user's structure, and raise where a solve failed."""
+def _aux(out: tuple[Any, Any]) -> Any:
+    return out[1]
+
+
+def _count_more(stats: Stats, calls: int) -> None:
+    """Add evaluations of `f` that all rows share."""
+    stats.num_calls += calls
+    stats.num_evaluations = stats.num_evaluations + calls
+
+
+def _solution_of(problem: Problem, outcome: Outcome, stats: Stats) -> Solution:
+    """Turn inner results into the user's structure."""
     layout = problem.layout
     stats.num_calls = problem.field.num_calls
     stats.num_evaluations = outcome.num_evaluations
     stats.num_accepted, stats.num_rejected = outcome.num_accepted, outcome.num_rejected
     status = RowStatus(outcome.status) if isinstance(outcome.status, Tensor) else outcome.status
-    solution = Solution(
+    return Solution(
         ts=outcome.ts,
         ys=layout.unpack(outcome.ys, lead=1),
         y1=layout.unpack(outcome.y1),
@@ -248,9 +283,6 @@ def _finish(problem: Problem, outcome: Outcome, stats: Stats, on_failure: str) -
         events=outcome.events,
         interpolant=_interpolant(problem, outcome),
     )
-    if on_failure == "raise" and not unreadable(outcome.y1):
-        _raise_failure(solution)
-    return solution
 
 
 def _interpolant(problem: Problem, outcome: Outcome) -> Any:

@@ -1,0 +1,58 @@
+"""Functions of the outputs: auxiliary values of the vector field, and statistics kept in place of states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from neurode._state import Layout, real_dtype
+
+
+def along(call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: Any, layout: Layout) -> Any:
+    """`call(t, y)` at every output, stacked, time first.
+
+    Where a solve did not come (behind a terminal event, in a failed row), `call` sees the initial state in the place of
+    NaN, so that no gradient is spoiled, and the result is NaN.
+
+    Args:
+        call: gets `t` 0-d, or `(rows, 1, ..., 1)` with rows, and the state as the user has it.
+        ts: `(time,)` or `(time, rows)`.
+        ys: states, time first.
+        y0, t0: the start.
+        layout: of the state.
+    """
+    leaves, spec = pytree.tree_flatten(ys)
+    start, moment = pytree.tree_leaves(y0), torch.as_tensor(t0, dtype=ts.dtype, device=ts.device)
+    rows = start[0].shape[:1] if layout.batched else torch.Size()
+    results, tree = [], None
+    for i in range(max(len(ts), 1)):
+        parts = [leaf[i] for leaf in leaves] if len(ts) else start
+        t = ts[i].expand(rows) if len(ts) else moment.expand(rows)
+        gone = ~torch.isfinite(t.detach())
+        for part in parts:
+            finite = torch.isfinite(part.detach())
+            gone = gone | ~(finite.reshape(*rows, -1).all(-1))
+        safe = [torch.where(_wide(gone, part), first, part) for part, first in zip(parts, start, strict=True)]
+        t = torch.where(gone, moment, t).to(real_dtype(layout.dtype))
+        t = t.reshape(-1, *layout.time_shape) if layout.batched else t
+        values, tree = pytree.tree_flatten(call(t, pytree.tree_unflatten(safe, spec)))
+        results.append([_masked(value, gone) for value in values])
+    stacked = [torch.stack(column) if len(ts) else column[0].new_empty((0, *column[0].shape)) for column in zip(*results)]
+    return pytree.tree_unflatten(stacked, tree)
+
+
+def _wide(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
+
+
+def _masked(value: Any, gone: Tensor) -> Tensor:
+    """NaN where nothing was solved; a statistic over all rows is NaN where any row is."""
+    value = torch.as_tensor(value)
+    if not (value.is_floating_point() or value.is_complex()):
+        return value
+    by_row = gone.ndim and value.ndim and value.shape[0] == len(gone)
+    return torch.where(_wide(gone, value) if by_row else gone.any(), torch.nan, value)
