@@ -18,7 +18,7 @@ class Autograd:
     `f` in accepted steps.
     """
 
-    name: str = "autograd"
+    name = "autograd"
 
     def solve(self, problem: Problem, stats: Any) -> Outcome:
         """Integrate under whatever gradient mode is on."""

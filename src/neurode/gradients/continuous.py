@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode._errors import GradientError
+from neurode._errors import GradientError, InputError
 from neurode._field import Field
 from neurode._loop import Outcome, integrate
-from neurode._options import rms
+from neurode._options import choose_method, rms
 from neurode._problem import Problem
 from neurode._solution import Stats
 from neurode._state import Layout, number
-from neurode.gradients.inputs import find_inputs
+from neurode.gradients.inputs import find_inputs, tensors_in
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,41 @@ class Continuous:
     that were computed: it is as wrong as both solves are inaccurate, and a trained field can make it 10-100 % wrong at
     the steps it was trained with. Ask for it by name; the exact strategies are the defaults.
 
+    Args:
+        method: method of the backward solve; None for that of the forward solve. A fixed-step method walks the forward
+            grid backward.
+        rtol, atol: tolerances of an adaptive backward solve; None for those of the forward solve.
+        norm: which error an adaptive backward solve controls: `"all"`, the largest RMS of state, adjoint and gradients of
+            the inputs; `"seminorm"`, state and adjoint alone, since the rest is an integral that nothing depends on.
+        params: the tensors that need a gradient besides `y0`, the times and `args`; None finds them from the graph of `f`.
+
     References:
         R. T. Q. Chen et al. (2018), Neural ordinary differential equations, NeurIPS, appendix B.
+        P. Kidger, R. T. Q. Chen, T. Lyons (2021), "Hey, that's not an ODE": faster ODE adjoints via seminorms, ICML.
+
+    Example:
+        >>> import torch, neurode
+        >>> w = torch.tensor(-0.5, requires_grad=True)
+        >>> adjoint = neurode.Continuous(method="dopri5", rtol=1e-6, atol=1e-6, norm="seminorm")
+        >>> sol = neurode.solve(lambda t, y: w * y, [2.0], (0, 1), method="dopri5", rtol=1e-6, gradient=adjoint)
+        >>> round(torch.autograd.grad(sol.y1.sum(), w)[0].item(), 4)
+        1.2131
     """
 
-    name: str = "continuous"
+    method: Any = None
+    rtol: float | None = None
+    atol: float | None = None
+    norm: str = "all"
+    params: tuple[Tensor, ...] | None = None
+
+    name = "continuous"
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("all", "seminorm"):
+            raise InputError(f"norm={self.norm!r}; it must be 'all' or 'seminorm'.")
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if value is not None and not (isinstance(value, int | float) and value >= 0):
+                raise InputError(f"{name}={value!r}; it must be a number that is not negative, or None.")
 
     def solve(self, problem: Problem, stats: Stats) -> Outcome:
         """Integrate without a tape, and attach the adjoint solve."""
@@ -46,12 +76,30 @@ class Continuous:
                 "gradient='continuous' differentiates the outputs at t_eval and the end only. With dense=True or"
                 " t_eval='steps' type gradient='autograd'."
             )
-        inputs = find_inputs(problem.field, _time(problem, number(problem.t0)), problem.y0, self.name)
-        work = _Work(problem, stats)
+        if problem.events:
+            raise GradientError("gradient='continuous' does not differentiate events. Type gradient='autograd'.")
+        backward_method = self._backward_method(problem)
+        if self.params is None:
+            inputs = find_inputs(problem.field, _time(problem, number(problem.t0)), problem.y0, self.name)
+        else:
+            inputs = [*tensors_in(problem.field.args), *self.params]
+        work = _Work(problem, stats, self, backward_method)
         y1, ys = _Adjoint.apply(work, problem.y0, problem.t0, problem.t1, problem.t_eval, *inputs)
         ys = y1.unsqueeze(0) if problem.t_eval is None else ys
         ts = work.outcome.ts if problem.t_eval is None else problem.t_eval
         return replace(work.outcome, y1=y1, ys=ys, ts=ts)
+
+    def _backward_method(self, problem: Problem) -> Any:
+        """The numbers of the backward solve's method."""
+        if self.method is None:
+            return problem.method
+        chosen, _ = choose_method(self.method, problem.grid is not None, self.rtol or problem.rtol)
+        if not chosen.adaptive and problem.grid is None:
+            raise InputError(
+                f"Continuous(method={chosen.name!r}) takes fixed steps, but the forward solve chooses its own, so that there"
+                " is no grid to go back on. Give an adaptive method."
+            )
+        return chosen
 
 
 def _time(problem: Problem, t: float) -> Tensor:
@@ -61,8 +109,8 @@ def _time(problem: Problem, t: float) -> Tensor:
 class _Work:
     """What the forward and the backward pass of one solve share."""
 
-    def __init__(self, problem: Problem, stats: Stats) -> None:
-        self.problem, self.stats = problem, stats
+    def __init__(self, problem: Problem, stats: Stats, settings: Continuous, method: Any) -> None:
+        self.problem, self.stats, self.settings, self.method = problem, stats, settings, method
         self.outcome: Any = None
 
     def forward(self, y0: Tensor) -> Outcome:
@@ -145,8 +193,8 @@ class _Sweep:
         field = Field(self._dynamics, self.layout)
         backward = replace(
             self.problem, field=field, layout=self.layout, y0=state, t0=t, t1=target, grid=self._grid(t, target),
-            rtol=self._tolerance(self.problem.rtol), atol=self._tolerance(self.problem.atol), norm=self._norm,
-            t_eval=None, first_step=None,
+            method=self.work.method, rtol=self._tolerance("rtol"), atol=self._tolerance("atol"), norm=self._norm,
+            t_eval=None, first_step=None, callbacks=None,
         )  # fmt: skip
         outcome = integrate(backward)
         if outcome.status.failed:
@@ -162,22 +210,26 @@ class _Sweep:
 
     def _grid(self, t: float, target: float) -> list[float] | None:
         """The forward grid's points between two times, backward."""
-        if self.problem.grid is None:
+        if self.problem.grid is None or self.work.method.adaptive:
             return None
         low, high = min(t, target), max(t, target)
         inside = [s for s in map(number, self.problem.grid) if low < s < high]
         return [t, *reversed(inside), target]
 
-    def _tolerance(self, tolerance: Any) -> Any:
+    def _tolerance(self, name: str) -> Any:
         """A tolerance for each element of the state holds for its adjoint too; the inputs get the tightest."""
+        own = getattr(self.work.settings, name)
+        tolerance = getattr(self.problem, name) if own is None else own
         if not isinstance(tolerance, Tensor):
             return tolerance
         wide = tolerance.expand(self.shape).reshape(-1)
         return torch.cat([wide, wide, wide.min().expand(self._extra)])
 
     def _norm(self, x: Tensor) -> Tensor:
-        """The largest RMS of the three blocks, so that many parameters do not drown the state."""
-        return torch.stack([rms(part) for part in x.split([self.size, self.size, self._extra]) if len(part)]).amax()
+        """The largest RMS of the three blocks, so that many parameters do not drown the state; or of the first two."""
+        blocks = x.split([self.size, self.size, self._extra])
+        blocks = blocks[:2] if self.work.settings.norm == "seminorm" else blocks
+        return torch.stack([rms(block) for block in blocks if len(block)]).amax()
 
     def _vjp(self, t: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
