@@ -120,6 +120,23 @@ def test_nan_in_one_row_leaves_the_others_and_the_shared_gradient_bitwise(option
 
 
 @BOTH
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_outputs_beside_a_failed_row_are_differentiated_at_their_times(options, number):
+    """Also where there are as many output times as rows."""
+    a = torch.tensor(-1.0, requires_grad=True)
+
+    def f(t, y, bad):
+        return a * y + torch.where((bad > 0) & (t > 0.4), torch.nan, 0.0)
+
+    bad = neurode.per_row(torch.tensor([[0.0], [1.0], [0.0]]))
+    times = torch.linspace(0.2, 0.9, number)
+    sol = neurode.solve(f, torch.ones(3, 1), (0, 1), args=(bad,), t_eval=times, batch_dim=0, on_failure="nan", **options)
+    for i, t in enumerate(times.tolist()):
+        (grad,) = torch.autograd.grad(sol.ys[i, 2].sum(), a, retain_graph=True)
+        assert grad.item() == pytest.approx(t * math.exp(-t), rel=1e-3)
+
+
+@BOTH
 @BATCH
 def test_times_in_t_eval_may_repeat(options, batch_dim):
     times = torch.tensor([0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0])

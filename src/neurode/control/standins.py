@@ -39,10 +39,12 @@ def solve_without(problem: Any, outcome: Any, gone: Tensor, integrate: Callable[
         )
         return replace(outcome, y1=y1, ys=ys)
     field = _field_of(problem.field, gone)
+    # `(time,)` holds for all rows, also where there happen to be as many times as rows.
+    wide_outputs = isinstance(problem.t_eval, Tensor) and problem.t_eval.ndim == 2
     again = integrate(
         replace(
             problem, field=field, y0=_instead(problem.y0, gone), t0=_times(problem.t0, gone), t1=_times(problem.t1, gone),
-            grid=_times(problem.grid, gone), t_eval=_times(problem.t_eval, gone),
+            grid=_times(problem.grid, gone), t_eval=_times(problem.t_eval, gone) if wide_outputs else problem.t_eval,
         )
     )  # fmt: skip
     problem.field.num_calls = field.num_calls
@@ -62,8 +64,8 @@ def _instead(x: Tensor, gone: Tensor) -> Tensor:
 
 
 def _times(t: Any, gone: Tensor) -> Any:
-    """Times of rows `(rows,)` or `(time, rows)`; times of all rows alike stay."""
-    if not isinstance(t, Tensor) or t.ndim == 0 or (t.ndim == 1 and len(t) != len(gone)) or t.shape[-1] != len(gone):
+    """Times of rows, `(rows,)` or `(time, rows)`; times of all rows alike stay."""
+    if not isinstance(t, Tensor) or t.ndim == 0:
         return t
     return _instead(t.movedim(-1, 0), gone).movedim(0, -1)
 
