@@ -206,7 +206,16 @@ def build(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool = 
     """
     if y.dtype not in (torch.float32, torch.float64) or y.device.type != "cpu":
         raise CannotLower(f"a state of {y.dtype} on {y.device}; float32 and float64 on the CPU are lowered")
-    probe = Probe(field, y.shape, split, torch.Generator().manual_seed(seed))
+    try:
+        return _build(Probe(field, y.shape, split, torch.Generator().manual_seed(seed)), y, gradients, want_t)
+    except CannotLower:
+        pass
+    again = Probe(field, y.shape, split, torch.Generator().manual_seed(seed), places=True)
+    return _build(again, y, gradients, want_t)  # raises again, and says where
+
+
+def _build(probe: Probe, y: Tensor, gradients: bool, want_t: bool) -> FieldProgram:
+    split = probe.split
     first = record_forward(probe, PROBE_ROWS[0])
     sources = outside(first)
     wanted = tuple(x for x in sources if x.requires_grad)

@@ -104,9 +104,13 @@ class Probe:
         shape: of an inner state.
         split: whether dimension 0 of the state is taken for rows that do not depend on each other.
         generator: a source of stand-in values.
+        places: whether to record lines of the user's code, which takes most of the time.
     """
 
-    def __init__(self, field: Field, shape: Sequence[int], split: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, field: Field, shape: Sequence[int], split: bool, generator: torch.Generator, places: bool = False
+    ) -> None:
+        self.places = places
         self.field, self.shape, self.split, self.generator = field, tuple(shape), split, generator
         layout = row_layout(field.layout) if split else field.layout
         if layout is None:
@@ -167,12 +171,33 @@ def recording() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _record(function: Callable[..., Any], values: list[Tensor]) -> fx.GraphModule:
+@contextmanager
+def _anchored(probe: Probe) -> Iterator[None]:
+    """Let PyTorch keep the frames of the user's functions in the recorded places; by itself it keeps `forward` alone."""
+    anchors = getattr(torch.fx.proxy, "_STACK_TRACE_ANCHORS", None)
+    added: set[tuple[str, str]] = set()
+    if probe.places and anchors is not None:
+        from neurode.fused import guards
+
+        try:
+            _, codes = guards.snapshot(probe.field.f, ())
+        except CannotLower:
+            codes = []
+        added = {(code.co_filename, code.co_name) for code in codes} - anchors
+        anchors |= added
+    try:
+        yield
+    finally:
+        if added:
+            anchors -= added
+
+
+def _record(function: Callable[..., Any], values: list[Tensor], probe: Probe) -> fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
-        with recording(), torch.no_grad():
-            made = make_fx(function, decomposition_table=decompositions(), record_stack_traces=True)(*values)
+        with recording(), torch.no_grad(), _anchored(probe):
+            made = make_fx(function, decomposition_table=decompositions(), record_stack_traces=probe.places)(*values)
         for node in made.graph.nodes:
             node.target = RESHAPED_IN_PLACE.get(node.target, node.target)
         made.graph.eliminate_dead_code()
@@ -193,7 +218,7 @@ def record_forward(probe: Probe, rows: int) -> Traced:
         with torch.enable_grad():
             return (probe.call(*[v.detach().requires_grad_() for v in values]),)
 
-    module = _record(function, probe.values(rows))
+    module = _record(function, probe.values(rows), probe)
     return Traced(module.graph, module, rows if probe.split else 0, len(probe.rowdata), (), False)
 
 
@@ -210,7 +235,7 @@ def record_gradients(probe: Probe, rows: int, wanted: tuple[Tensor, ...]) -> Tra
             t, y, *data = leaves
             return (dy, *torch.autograd.grad(dy, (y, t, *data, *wanted), g, allow_unused=True))
 
-    module = _record(function, [*probe.values(rows), probe.cotangent(rows)])
+    module = _record(function, [*probe.values(rows), probe.cotangent(rows)], probe)
     return Traced(module.graph, module, rows if probe.split else 0, len(probe.rowdata), wanted, True)
 
 
