@@ -1,0 +1,17 @@
+"""The native library, as these tests call it. `NEURODE_ISA=avx2 pytest tests/native` tests another instruction set."""
+
+from __future__ import annotations
+
+import pytest
+
+from neurode.fused.native import available
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the library there is nothing to test; `make native` builds it."""
+    if available():
+        return
+    skip = pytest.mark.skip(reason="the native library is not built; type make native")
+    for item in items:
+        if "tests/native" in str(item.path):
+            item.add_marker(skip)
