@@ -35,7 +35,7 @@ HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 IGNORED = {
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
     "_non_persistent_buffers_set", "_is_full_backward_hook", "_compiled_call_impl", "__annotations__", "__doc__",
-    "__module__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__",
+    "_abc_impl",
 }  # fmt: skip
 _TORCH = str(torch.__path__[0])
 _STDLIB = sysconfig.get_paths()["stdlib"]
@@ -120,6 +120,8 @@ class Walk:
         return self._object(x, kind)
 
     def _tensor(self, x: Tensor) -> Any:
+        if type(x).__module__ not in ("torch", "torch.nn.parameter") or x.layout is not torch.strided:
+            raise CannotLower(f"f reaches a {type(x).__name__} ({x.layout}); only ordinary dense tensors are lowered")
         self.made.tensors.append(x)
         return ("tensor", type(x), x.dtype, tuple(x.shape), x.device, x.requires_grad, x.layout)
 
@@ -225,11 +227,9 @@ class Walk:
             self.seen[id(base) + 1] = len(self.seen)
             self.made.keep.append(base)
             for name, value in vars(base).items():
-                if name in IGNORED or name.startswith("__dataclass"):
+                if name in IGNORED or (name.startswith("__") and not isinstance(value, types.FunctionType)):
                     continue
-                if isinstance(value, types.FunctionType | staticmethod | classmethod | property | Tensor) or type(value) in (
-                    float, list, dict, tuple, *PLAIN,
-                ):  # fmt: skip
+                if not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
                     made.append((name, self.visit(value)))
         return tuple(made)
 
