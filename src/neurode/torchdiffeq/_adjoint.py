@@ -117,12 +117,25 @@ def odeint_adjoint(
 
 
 def _arrange(outputs: Any, call: Call, event_fn: Any) -> Any:
-    if event_fn is None and not isinstance(call.y0, tuple):
-        return outputs[0]
     if event_fn is None:
-        return tuple(outputs)
-    event_t, *states = outputs
-    return event_t, tuple(states) if isinstance(call.y0, tuple) else states[0]
+        return _split(outputs, call)
+    event_t, states = outputs
+    return event_t, _split(states, call)
+
+
+def _split(ys: Tensor, call: Call) -> Any:
+    """The states of a tuple from one flat tensor `(times, elements)`, as views of it; a tensor's are as they are."""
+    if not isinstance(call.y0, tuple):
+        return ys
+    parts, first = [], 0
+    for y in call.y0:
+        parts.append(ys[..., first : first + y.numel()].view(len(ys), *y.shape))
+        first += y.numel()
+    return tuple(parts)
+
+
+def _join(ys: Any) -> Tensor:
+    return torch.cat([y.reshape(len(y), -1) for y in ys], -1) if isinstance(ys, tuple) else ys
 
 
 def read_options(options: dict[str, Any] | None, adjoint_options: dict[str, Any] | None) -> dict[str, Any]:
@@ -146,7 +159,7 @@ class OdeintAdjointMethod(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, t: Tensor, num: int, *tensors: Tensor) -> Any:
         call = plan.call
-        ctx.plan, ctx.num, ctx.adjoint_options = plan, num, plan.backward["options"]
+        ctx.plan, ctx.adjoint_options = plan, plan.backward["options"]
         ctx.t_moves = t.requires_grad
         solver = call.solver.name
         with warnings.catch_warnings():
@@ -156,20 +169,20 @@ class OdeintAdjointMethod(torch.autograd.Function):
                 event_fn=plan.event_fn,
             )  # fmt: skip
         event_t, states = (None, result) if plan.event_fn is None else result
-        ys = states if isinstance(call.y0, tuple) else (states,)
+        ys = _join(states)
         times = t if event_t is None else torch.stack([t[0], event_t])
-        ctx.save_for_backward(times, *ys, *tensors[num:])
-        return ys if event_t is None else (event_t, *ys)
+        ctx.save_for_backward(times, ys, *tensors[num:])
+        return ys if event_t is None else (event_t, ys)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        plan, num = ctx.plan, ctx.num
-        times, *saved = ctx.saved_tensors
-        if plan.event_fn is not None:  # the event's time is a constant here; `odeint_event` gives it its gradient
-            grads = grads[1:]
-        sweep = Backward(plan.call, tuple(saved[num:]), plan.backward, checked=not plan.listed)
-        adj_t, adj_y, adj_params = sweep.run(times, tuple(saved[:num]), grads, ctx.t_moves)
+        plan = ctx.plan
+        times, ys, *params = ctx.saved_tensors
+        grad = grads[-1].contiguous()  # the time of an event is a constant here; `odeint_event` gives it its gradient
+        sweep = Backward(plan.call, tuple(params), plan.backward, checked=not plan.listed)
+        entries = (part if isinstance(part, tuple) else (part,) for part in (_split(ys, plan.call), _split(grad, plan.call)))
+        adj_t, adj_y, adj_params = sweep.run(times, *entries, ctx.t_moves)
         if adj_t is not None and plan.event_fn is not None:
             adj_t = torch.stack([adj_t[0], torch.zeros_like(adj_t[0])])
         return None, adj_t, None, *adj_y, *adj_params

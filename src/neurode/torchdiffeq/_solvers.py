@@ -22,6 +22,7 @@ SCIPY = frozenset("solver min_step max_step norm grid_points eps".split())
 # y' = cos(t) y with 40 steps. Orders up to 5 do not, and higher ones are taken as 5.
 HIGHEST_ADAMS_ORDER = 5
 DEFAULT_ADAMS_ORDER = 4
+ADAMS_TOLERANCE = 1e-7  # torchdiffeq's default rtol
 
 # torchdiffeq starts every step from the last stage before, also where that was evaluated at a predicted state.
 REUSING = {name: replace(methods.get(name), reuse_last=True) for name in ("adaptive_heun", "fehlberg2")}
@@ -47,15 +48,18 @@ class Solver:
     options: frozenset[str]
     callbacks: frozenset[str]
 
-    def method_for(self, options: Mapping[str, Any]) -> Any:
-        """The numbers of the method, with the options that shape it."""
+    def method_for(self, options: Mapping[str, Any], rtol: Any) -> Any:
+        """The numbers of the method, with the options and the tolerance that shape it."""
         if self.kind != "adams":
             return REUSING.get(self.name) or methods.get(self.method)
         name = self.method if options.get("implicit", True) else "explicit_adams"
         order = min(int(options.get("max_order", DEFAULT_ADAMS_ORDER)), HIGHEST_ADAMS_ORDER)
         if order < DEFAULT_ADAMS_ORDER:
             return methods.get("rk4_38")  # as torchdiffeq does, with its warning
-        return replace(methods.get(name), max_order=order)
+        # torchdiffeq stops correcting where the change is below rtol; one number is enough of a tolerance list for that.
+        tolerance = rtol if isinstance(rtol, float) else ADAMS_TOLERANCE
+        iterations = int(options.get("max_iters", methods.get(name).max_iters))
+        return replace(methods.get(name), max_order=order, max_iters=iterations, tolerance=tolerance)
 
 
 def _adaptive(name: str, title: str) -> Solver:
@@ -75,6 +79,7 @@ SOLVERS: dict[str, Solver] = {
     for solver in (
         _adaptive("dopri8", "Dopri8Solver"),
         _adaptive("dopri5", "Dopri5Solver"),
+        _adaptive("tsit5", "Tsit5Solver"),  # not in 0.2.5, but in its repository since
         _adaptive("bosh3", "Bosh3Solver"),
         _adaptive("fehlberg2", "Fehlberg2"),
         _adaptive("adaptive_heun", "AdaptiveHeunSolver"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,13 +29,29 @@ def states(call: Call) -> Any:
 def run(call: Call, t0: Any, t1: Any, **arguments: Any) -> Any:
     """One call of `neurode.solve`, failing as torchdiffeq does."""
     _refuse_non_finite(call)
+    method = call.solver.method_for(call.options, call.rtol)
     try:
-        return solve(
-            call.field, call.y0, (t0, t1), method=call.solver.method_for(call.options), gradient="autograd",
-            engine="eager", callbacks=call.callbacks(), check_tolerance=False, max_steps=UNLIMITED, **arguments,
-        )  # fmt: skip
+        with _adams_warnings() if call.solver.kind == "adams" else nullcontext():
+            return solve(
+                call.field, call.y0, (t0, t1), method=method, gradient="autograd", engine="eager",
+                callbacks=call.callbacks(), check_tolerance=False, max_steps=UNLIMITED, **arguments,
+            )  # fmt: skip
     except SolveError as error:
         raise as_assertion(error) from error
+
+
+@contextmanager
+def _adams_warnings() -> Iterator[None]:
+    """Say in torchdiffeq's words that an implicit step did not converge; let every other warning through."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if warning.category is RuntimeWarning and "functional iteration" in str(warning.message):
+            text = "Functional iteration did not converge. Solution may be incorrect."
+            warnings.warn(text, UserWarning, stacklevel=6)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _refuse_non_finite(call: Call) -> None:
