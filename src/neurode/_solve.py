@@ -19,7 +19,7 @@ from neurode._solution import RowStatus, Solution, Stats, Status
 from neurode._state import Layout, is_vmapped, number, read_state, unreadable
 from neurode.control import PID, Callbacks
 from neurode.output.along import along
-from neurode.output.dense import JointDense, RowDense
+from neurode.output.dense import JointDense, RowDense, SharedPieces
 from neurode.output.events import Event
 
 ENGINES = ("auto", "eager")
@@ -288,6 +288,11 @@ def _solution_of(problem: Problem, outcome: Outcome, stats: Stats) -> Solution:
 def _interpolant(problem: Problem, outcome: Outcome) -> Any:
     if not problem.dense:
         return None
+    if problem.layout.batched and not problem.per_row:
+        ends = [torch.as_tensor(t, dtype=outcome.ts.dtype, device=outcome.ts.device) for t in (problem.t0, problem.t1)]
+        t0, t1 = (end.expand(len(problem.y0)) for end in ends)
+        shared = SharedPieces.of(outcome.pieces, len(problem.y0), t0.dtype, t0.device)
+        return RowDense(problem.layout, problem.y0, t0, t1, torch.where(t1 >= t0, 1.0, -1.0).to(t0.dtype), shared)
     if not problem.per_row:
         return JointDense(problem.layout, problem.y0, number(problem.t0), outcome.pieces)
     sign = torch.where(problem.t1 >= problem.t0, 1.0, -1.0).to(problem.t0.dtype)

@@ -128,7 +128,7 @@ class JointPace:
         self.finite = math.isfinite(ratio)
         length = abs(self.end - self.t)
         problem = self.problem
-        self.accepted = ratio <= 1.0 or (self.finite and length <= problem.min_step)
+        self.accepted = ratio <= 1.0 or (self.finite and min(length, self.h) <= problem.min_step)
         if self.accepted:
             self._advance(ratio, length)
         else:

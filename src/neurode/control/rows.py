@@ -164,7 +164,7 @@ class RowPace:
         problem, length = self.problem, self.length
         ok = ratio <= 1
         if problem.min_step:
-            ok |= self.finite & (length <= problem.min_step)
+            ok |= self.finite & (torch.minimum(length, self.h) <= problem.min_step)
         self.accepted = accepted = ok & self.live
         self._resize(ratio, length, accepted)
         self.attempts += 1

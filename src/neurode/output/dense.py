@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from neurode._errors import InputError
 from neurode._state import Layout, real_dtype
 from neurode.output.interpolant import evaluate, fractions
 from neurode.output.rows import gather
+from neurode.stepping import Interval, Piece
 
 
 def _read(t: Any, low: Tensor, high: Tensor, device: torch.device) -> Tensor:
@@ -61,6 +63,32 @@ class JointDense:
         return torch.cat(parts)[back.to(self.y0.device)] if parts else self.y0.new_empty((0, *self.y0.shape))
 
 
+@dataclass(frozen=True)
+class SharedPieces:
+    """The pieces of a grid that all rows share, as pieces of each row's own.
+
+    Attributes:
+        pieces: interpolants with ends `(rows,)`.
+        ends: `(rows,)` ends.
+    """
+
+    pieces: list[Piece]
+    ends: list[Tensor]
+
+    @classmethod
+    def of(cls, pieces: Any, rows: int, dtype: torch.dtype, device: torch.device) -> SharedPieces:
+        """Spread the times of joint pieces over the rows."""
+
+        def spread(t: Any) -> Tensor:
+            return torch.as_tensor(t, dtype=dtype, device=device).expand(rows)
+
+        wide = []
+        for piece in pieces.pieces:
+            t0, t1 = spread(piece.interval.t0), spread(piece.interval.t1)
+            wide.append(piece._replace(interval=Interval(t0, t1, real_dtype(piece.y0.dtype))))
+        return cls(wide, [spread(end) for end in pieces.ends])
+
+
 class RowDense:
     """`solution(t)` where every row took its own steps; the last dimension of `t` counts rows, or `t` is a number."""
 
@@ -70,11 +98,11 @@ class RowDense:
         self.ends = (torch.stack(pieces.ends) * sign).T.contiguous() if self.pieces else None
 
     def __call__(self, t: Any, derivative: bool = False) -> Any:
+        rows, shape = len(self.t0), tuple(getattr(t, "shape", ()))
+        if shape and shape[-1] != rows:
+            raise InputError(f"t has shape {shape}; with batch_dim=0 its last dimension must be {rows} rows.")
         t = _read(t, self.t0, self.t1, self.y0.device)
-        rows = len(self.t0)
         lead = t.shape[:-1]
-        if t.ndim and t.shape[-1] != rows:
-            raise InputError(f"t has shape {tuple(t.shape)}; with batch_dim=0 its last dimension must be {rows} rows.")
         times = t.expand(rows).reshape(1, rows) if t.ndim == 0 else t.reshape(-1, rows)
         values = self._evaluate(times, derivative)
         return self.layout.unpack(values.reshape(lead + self.y0.shape), lead=len(lead))
