@@ -54,7 +54,8 @@ def _evaluate(field: Any, t: Tensor, y: Tensor, keep: Tensor | None) -> list[Ten
     generator = torch.Generator().manual_seed(0)
     cotangent = torch.randn(dy.shape, generator=generator, dtype=torch.float64).to(dy)
     inputs = [y, *leaves_of(dy, y)]
-    grads = torch.autograd.grad(dy, inputs, cotangent, allow_unused=True)
+    # The graph of a tensor computed outside of f is not ours to free.
+    grads = torch.autograd.grad(dy, inputs, cotangent, allow_unused=True, retain_graph=True)
     first = grads[0] if keep is None or grads[0] is None else grads[0][keep]
     return [dy.detach(), first, *grads[1:]]
 
