@@ -98,6 +98,7 @@ class RowSamples:
         self.index: list[tuple[Tensor, Tensor]] = []
         self.values: list[Tensor] = []
         self.reached = (t0.detach() * sign).clone()
+        self.first = self.reached.clone()
         if self.moving:  # an output at t0 moves with t_eval: the first step gives it
             self.reached = torch.nextafter(self.reached, self.reached - 1)
         else:
@@ -112,6 +113,9 @@ class RowSamples:
         """`(rows,)`, True where an accepted step has an output in it."""
         sign = pace.sign
         start, end = (pace.tried_from * sign).unsqueeze(1), (pace.tried * sign).unsqueeze(1)
+        if self.moving:  # an output at t0 is the first step's
+            first = self.first if pace.whole else self.first.index_select(0, pace.rows)
+            start = torch.where(start == first.unsqueeze(1), torch.nextafter(start, start - 1), start)
         keys = self.keys if pace.whole else self.keys.index_select(0, pace.rows)
         low, high = torch.searchsorted(keys, start, right=True), torch.searchsorted(keys, end, right=True)
         return (high > low).squeeze(1) & pace.accepted
