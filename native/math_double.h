@@ -23,17 +23,15 @@ template <int N, class V, class R> INLINE V horner(const R (&c)[N], V x) {
     return sum;
 }
 
-// e / (e + 2) for e >= 0, which is tanh a for e = e^2a - 1, without the error of rounding the sum. Where products and sums
-// are fused the residual e - 2 q - e q of an estimate q is exact; elsewhere what the sum
-// lost is, while e < 2; beyond, 1 - 2 / (e + 2) cancels nothing.
+// e / (e + 2) for e >= 0, which is tanh a for e = e^2a - 1. The sum is not rounded: the residual e - 2 q - e q of an estimate q
+// corrects for that too. Without fused products it is exact enough for small e only; beyond, 1 - 2 / (e + 2) cancels nothing.
 template <class R> INLINE Vec<R> over_plus_two(Vec<R> e) {
     Vec<R> sum = e + splat<R>(2), r = reciprocal_estimate<R>(sum), q = e * r;
-#if NEURODE_VECTOR_BYTES > 16
-    return q + fused_minus<R>(q, e, fused_minus<R>(splat<R>(2), q, e)) * r;
-#else
-    q = e / sum;
-    return choose<R>(e < splat<R>(2), q - q * ((e - (sum - splat<R>(2))) * r), splat<R>(1) - splat<R>(2) / sum);
+    q = q + fused_minus<R>(q, e, fused_minus<R>(splat<R>(2), q, e)) * r;
+#if NEURODE_VECTOR_BYTES == 16
+    q = choose<R>(e < splat<R>(2), q, splat<R>(1) - splat<R>(2) * r);
 #endif
+    return q;
 }
 
 // For functions that no field of ours has hot: libm, lane by lane.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from neurode.fused.native import available
+
+sys.path.insert(0, str(Path(__file__).parent))  # the systems beside this file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -144,7 +144,9 @@ def test_error(op: Micro, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", [Micro.TANH, Micro.SIN, Micro.EXPM1, Micro.ATAN, Micro.ERF, Micro.SINH], ids=lambda op: op.name.lower())
+@pytest.mark.parametrize(
+    "op", [Micro.TANH, Micro.SIN, Micro.EXPM1, Micro.ATAN, Micro.ERF, Micro.SINH], ids=lambda op: op.name.lower()
+)
 def test_odd_functions_keep_the_sign_of_zero_and_denormals(op: Micro, dtype: str) -> None:
     info = np.finfo(DTYPES[dtype])
     x = np.array([0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal], DTYPES[dtype])
@@ -186,7 +188,9 @@ def test_tanh_of_every_float_near_its_worst() -> None:
     for exponent in range(-9, 4):
         bits = np.arange(0, 2**23, 16, dtype=np.int32) | np.int32((exponent + 127) << 23)
         x = bits.view(np.float32)
-        worst = max(worst, float(ulps(native(Micro.TANH, x), np.tanh(x.astype(np.float64)).astype(np.longdouble)).max()))
+        worst = max(
+            worst, float(ulps(native(Micro.TANH, x), np.tanh(x.astype(np.float64)).astype(np.longdouble)).max())
+        )
     assert worst <= 2.0
 
 
@@ -219,9 +223,30 @@ def test_special_values_of_two_operands(op: Micro, f: Any, dtype: str) -> None:
 
 def test_every_operation_has_a_place_here() -> None:
     """An operation that is added to the set gets a test."""
-    tested = {*FUNCTIONS, *EXACT, Micro.ERF, Micro.GELU, Micro.POW, Micro.ATAN2, Micro.MAX, Micro.MIN, Micro.ADD, Micro.DIV}
+    tested = {
+        *FUNCTIONS,
+        *EXACT,
+        Micro.ERF,
+        Micro.GELU,
+        Micro.POW,
+        Micro.ATAN2,
+        Micro.MAX,
+        Micro.MIN,
+        Micro.ADD,
+        Micro.DIV,
+    }
     tested |= {Micro.LT, Micro.LE, Micro.GT, Micro.GE, Micro.EQ, Micro.NE, Micro.AND, Micro.OR}
-    arithmetic = {Micro.SUB, Micro.MUL, Micro.FMA, Micro.FNMA, Micro.WHERE, Micro.DTANH, Micro.DSIGMOID, Micro.DRELU, Micro.MOD}
+    arithmetic = {
+        Micro.SUB,
+        Micro.MUL,
+        Micro.FMA,
+        Micro.FNMA,
+        Micro.WHERE,
+        Micro.DTANH,
+        Micro.DSIGMOID,
+        Micro.DRELU,
+        Micro.MOD,
+    }
     assert tested | arithmetic == set(Micro)
 
 
