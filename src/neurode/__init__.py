@@ -6,7 +6,7 @@ from neurode._field import per_row
 from neurode._solution import EventRecord, RowStatus, Solution, Stats, Status
 from neurode._solve import solve
 from neurode.control import PID, Callbacks
-from neurode.gradients import Continuous
+from neurode.gradients import Continuous, Discrete
 from neurode.methods import ButcherTableau
 from neurode.output.events import Event
 
@@ -17,6 +17,7 @@ __all__ = [
     "ButcherTableau",
     "Callbacks",
     "Continuous",
+    "Discrete",
     "Event",
     "EventRecord",
     "FieldError",

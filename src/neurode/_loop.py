@@ -93,6 +93,8 @@ def integrate_joint(problem: Problem) -> Outcome:
             pace.catch(catch)
         if sinks:
             joint.write(sinks, pace.t, step, piece)
+        if problem.recorder is not None:
+            problem.recorder.joint(step)
         y = step.y1
         if catch is not None or pace.jumped:
             y, carry = (y if catch is None else catch.after), None
@@ -177,6 +179,8 @@ def integrate_rows(problem: Problem) -> Outcome:
             pace.catch(catch)
             piece = piece._replace(y1=torch.where(catch.lanes[:, None], catch.before, piece.y1))
         outputs.take(pace, piece)
+        if problem.recorder is not None:
+            problem.recorder.rows(pace, step)
         pace.count(field.num_calls - calls)
         y, carry = advance(pace.accepted, step, ahead, y)
         if catch is not None:

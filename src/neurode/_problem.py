@@ -39,6 +39,7 @@ class Problem:
         max_events: records kept of each event (per row).
         compact: whether rows that are done may leave the batch (None: where a probe shows that it is safe).
         callbacks: functions called at steps, by name.
+        recorder: what notes accepted steps for a gradient strategy that goes back over them.
     """
 
     field: Field
@@ -66,6 +67,7 @@ class Problem:
     compact: bool | None = None
     callbacks: Any = None
     options: Any = None
+    recorder: Any = None
 
     @property
     def rows(self) -> int | None:

@@ -7,8 +7,9 @@ from typing import Any
 from neurode._errors import InputError, UnknownOptionError, did_you_mean
 from neurode.gradients.autograd import Autograd
 from neurode.gradients.continuous import Continuous
+from neurode.gradients.discrete import Discrete
 
-STRATEGIES: dict[str, Any] = {"autograd": Autograd(), "continuous": Continuous()}
+STRATEGIES: dict[str, Any] = {"autograd": Autograd(), "discrete": Discrete(), "continuous": Continuous()}
 
 
 def choose(gradient: Any, problem: Any) -> tuple[Any, str]:
@@ -32,4 +33,4 @@ def choose(gradient: Any, problem: Any) -> tuple[Any, str]:
     return gradient, gradient.name
 
 
-__all__ = ["STRATEGIES", "Autograd", "Continuous", "choose"]
+__all__ = ["STRATEGIES", "Autograd", "Continuous", "Discrete", "choose"]

@@ -15,7 +15,15 @@ from neurode._options import choose_method, rms
 from neurode._problem import Problem
 from neurode._solution import Stats
 from neurode._state import Layout, number
-from neurode.gradients.inputs import find_inputs, tensors_in
+from neurode.gradients.inputs import (
+    Inputs,
+    Replayed,
+    autocast_state,
+    find_inputs,
+    refuse_unlisted,
+    tensors_in,
+    uncached_autocast,
+)
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,9 @@ class Continuous:
         if self.params is None:
             inputs = find_inputs(problem.field, _time(problem, number(problem.t0)), problem.y0, self.name)
         else:
-            inputs = [*tensors_in(problem.field.args), *self.params]
-        work = _Work(problem, stats, self, backward_method)
-        y1, ys = _Adjoint.apply(work, problem.y0, problem.t0, problem.t1, problem.t_eval, *inputs)
+            inputs = Inputs(tensors_in(problem.field.args), [], list(self.params))
+        work = _Work(problem, stats, self, backward_method, inputs)
+        y1, ys = _Adjoint.apply(work, problem.y0, problem.t0, problem.t1, problem.t_eval, *inputs.all)
         ys = y1.unsqueeze(0) if problem.t_eval is None else ys
         ts = work.outcome.ts if problem.t_eval is None else problem.t_eval
         return replace(work.outcome, y1=y1, ys=ys, ts=ts)
@@ -109,17 +117,18 @@ def _time(problem: Problem, t: float) -> Tensor:
 class _Work:
     """What the forward and the backward pass of one solve share."""
 
-    def __init__(self, problem: Problem, stats: Stats, settings: Continuous, method: Any) -> None:
+    def __init__(self, problem: Problem, stats: Stats, settings: Continuous, method: Any, inputs: Inputs) -> None:
         self.problem, self.stats, self.settings, self.method = problem, stats, settings, method
+        self.inputs, self.autocast = inputs, autocast_state(problem.y0)
         self.outcome: Any = None
 
     def forward(self, y0: Tensor) -> Outcome:
         problem = self.problem
         grid = [number(t) for t in problem.grid] if problem.grid is not None else None
         t_eval = None if problem.t_eval is None else problem.t_eval.detach()
-        return integrate(
-            replace(problem, y0=y0, t0=number(problem.t0), t1=number(problem.t1), grid=grid, t_eval=t_eval)
-        )
+        plain = replace(problem, y0=y0, t0=number(problem.t0), t1=number(problem.t1), grid=grid, t_eval=t_eval)
+        with uncached_autocast(self.autocast):
+            return integrate(plain)
 
 
 class _Adjoint(torch.autograd.Function):
@@ -134,15 +143,26 @@ class _Adjoint(torch.autograd.Function):
         return outcome.y1, outcome.ys
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads_out: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise GradientError(
+                "gradient='continuous' gives derivatives of first order only (create_graph=True was asked for). Type"
+                " gradient='autograd'."
+            )
+        with uncached_autocast(ctx.work.autocast):
+            return _Adjoint.sweep(ctx, *grads_out)
+
+    @staticmethod
+    def sweep(ctx: Any, *grads_out: Tensor) -> Any:
+        """The backward pass, in the autocast of the forward one."""
         grad_y1, grad_ys = grads_out
         y1, ys, y0, *inputs = ctx.saved_tensors
         sweep = _Sweep(ctx.work, inputs)
         wanted = ctx.needs_input_grad
-        grad_t1 = sweep.time_gradient(number(sweep.problem.t1), y1, grad_y1) if wanted[3] else None
-        grad_times = sweep.run(y0, y1, ys, grad_y1, grad_ys, wanted[4])
-        grad_t0 = -sweep.time_gradient(number(sweep.problem.t0), y0, sweep.a) if wanted[2] else None
+        with sweep.replayed.outer():
+            grad_t1 = sweep.time_gradient(number(sweep.problem.t1), y1, grad_y1) if wanted[3] else None
+            grad_times = sweep.run(y0, y1, ys, grad_y1, grad_ys, wanted[4])
+            grad_t0 = -sweep.time_gradient(number(sweep.problem.t0), y0, sweep.a) if wanted[2] else None
         sweep.report()
         grads = [g if need else None for g, need in zip(sweep.grads(), wanted[5:], strict=True)]
         return None, sweep.a if wanted[1] else None, grad_t0, grad_t1, grad_times, *grads
@@ -156,8 +176,9 @@ class _Sweep:
     """
 
     def __init__(self, work: _Work, inputs: list[Tensor]) -> None:
-        self.work, self.problem, self.inputs = work, work.problem, inputs
-        self.field = work.problem.field
+        self.work, self.problem = work, work.problem
+        self.replayed = Replayed(work.problem.field, work.inputs, inputs)
+        self.field, self.inputs = self.replayed.field, self.replayed.wanted
         y0 = work.problem.y0
         self.shape, self.size = y0.shape, y0.numel()
         self.layout = Layout(None, (torch.Size([2 * self.size + self._extra]),), y0.dtype, y0.device, False)
@@ -235,6 +256,7 @@ class _Sweep:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             dy = self.field(t, y)
+            refuse_unlisted(dy, self.replayed.listed | {id(y)})
             if not dy.requires_grad:
                 return dy.detach(), [torch.zeros_like(x) for x in (y, *self.inputs)]
             grads = torch.autograd.grad(dy, (y, *self.inputs), a, allow_unused=True)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from neurode._errors import GradientError
-from neurode._field import Field
+from neurode._field import Field, PerRow, is_per_row
+
+# The node that FSDP2's `fully_shard` puts into the graph of every module that it gathers and frees on its own.
+SHARDED = "RegisterPostBackwardFunctionBackward"
 
 
 def tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
@@ -17,10 +25,61 @@ def tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
-def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> list[Tensor]:
-    """The tensors that `f` differentiates through besides `t` and `y`: those in `args`, then parameters and other leaves.
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors outside of `f` that it differentiates through, besides `t` and `y`.
 
-    Evaluates `f` once and walks the graph that this makes.
+    Attributes:
+        args: those that stand in `args`.
+        made: tensors computed outside, such as the weights that a hypernetwork made, which `f` reaches in any way.
+        leaves: parameters and other leaves.
+    """
+
+    args: list[Tensor]
+    made: list[Tensor]
+    leaves: list[Tensor]
+
+    @property
+    def all(self) -> list[Tensor]:
+        """All of them, in the order in which they are handed to autograd."""
+        return [*self.args, *self.made, *self.leaves]
+
+
+class _Watch(TorchFunctionMode):
+    """Notes every tensor that operations are given and did not make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: dict[int, tuple[Tensor, int]] = {}
+        self.inside: dict[int, Tensor] = {}
+        self.random = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for x in pytree.tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and id(x) not in self.inside and id(x) not in self.outside:
+                self.outside[id(x)] = (x, _version(x))
+            self.random |= isinstance(x, torch.Generator)
+        out = func(*args, **kwargs)
+        for x in pytree.tree_leaves(out):
+            if isinstance(x, Tensor) and id(x) not in self.outside:
+                self.inside[id(x)] = x
+        return out
+
+
+def _version(x: Tensor) -> int:
+    return -1 if x.is_inference() else x._version
+
+
+def _random_state(y: Tensor) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(y.device)] if y.is_cuda else states
+
+
+def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> Inputs:
+    """The tensors that `f` differentiates through besides `t` and `y`; refuses what cannot be evaluated again.
+
+    Evaluates `f` once, watches what its operations are given, and walks the graph that this makes.
 
     Args:
         field: the vector field.
@@ -28,19 +87,77 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> list[Tenso
         strategy: name of the strategy that asks, for the message.
 
     Raises:
-        GradientError: a tensor that is not a leaf enters `f` other than through `args`, so that its gradient could not be
-            handed on.
+        GradientError: `f` draws random numbers, changes a tensor that it did not make, holds modules sharded by
+            `fully_shard`, or reaches a tensor computed outside in a way that cannot be seen.
     """
+    before, watch = _random_state(y), _Watch()
+    with torch.enable_grad(), uncached_autocast(autocast_state(y)):
+        marker = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
+        t, y = t.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
+        inner = y.clone()  # not a leaf: a change of y in place must be seen here, not refused by autograd
+        try:
+            with watch:
+                dy = field(t, inner)
+        finally:
+            changed = inner._version != 0
+    if changed:
+        raise GradientError(
+            f"f changes y in place, and gradient={strategy!r} evaluates it again. Write y = y.clone() at the start of f, or"
+            " type gradient='autograd' with an f that leaves y alone."
+        )
+    _refuse_side_effects(watch, before, y, strategy)
     args = tensors_in(field.args)
-    with torch.enable_grad():
-        fresh: Any = torch.zeros((), requires_grad=True).clone().grad_fn
-        marker = fresh._sequence_nr()
-        t, y = t.detach().requires_grad_(), y.detach().requires_grad_()
-        dy = field(t, y)
-    stop = {arg.grad_fn for arg in args if arg.grad_fn is not None}
-    skip = {id(t), id(y), *map(id, args)}
+    known = {id(t), id(y), id(inner), *map(id, args)}
+    made = [
+        x for x, _ in watch.outside.values()
+        if id(x) not in known and x.grad_fn is not None and x.requires_grad and x.grad_fn._sequence_nr() < marker
+    ]  # fmt: skip
+    stop = {x.grad_fn for x in (*args, *made) if x.grad_fn is not None}
+    leaves, strange = walk(dy, stop, marker)
+    inputs = Inputs(args, made, [x for x in leaves if id(x) not in known])
+    if strange is None and made:
+        strange = _still_reached(field, inputs, t, y, marker)
+    if strange is not None:
+        raise GradientError(
+            f"f uses a tensor computed outside of it (by {strange}) that requires grad and that gradient={strategy!r} cannot"
+            " see. Pass it as solve(..., args=(tensor,)) and take it as an argument of f, or type gradient='autograd'."
+        )
+    return inputs
+
+
+def _still_reached(field: Field, inputs: Inputs, t: Tensor, y: Tensor, marker: int) -> str | None:
+    """What a replay would still reach behind the tensors made outside: `f` may use them where no operation shows."""
+    replayed = Replayed(field, inputs, inputs.all)
+    with torch.enable_grad(), uncached_autocast(autocast_state(y)), replayed.outer():
+        dy = replayed.field(t, y)
+    return walk(dy, set(), marker)[1]
+
+
+def _refuse_side_effects(watch: _Watch, before: list[Tensor], y: Tensor, strategy: str) -> None:
+    after = _random_state(y)
+    if watch.random or any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        raise GradientError(
+            f"f draws random numbers (dropout, noise), and gradient={strategy!r} evaluates it again, with other numbers."
+            " Draw them outside and pass them through args, call .eval() on a module with dropout, or type"
+            " gradient='autograd'."
+        )
+    for x, version in watch.outside.values():
+        if _version(x) != version:
+            raise GradientError(
+                f"f changes a tensor of shape {tuple(x.shape)} that it did not make (BatchNorm's running statistics, a buffer,"
+                f" a counter), and gradient={strategy!r} evaluates it again. Call .eval() on such a module, or type"
+                " gradient='autograd'."
+            )
+
+
+def walk(value: Tensor, stop: set[Any], marker: int) -> tuple[list[Tensor], str | None]:
+    """The leaves that a graph reaches, and the name of a node older than `marker` where it reaches one.
+
+    Raises:
+        GradientError: the graph holds a module that `fully_shard` gathers inside of `f`.
+    """
     found: dict[int, Tensor] = {}
-    stack, seen = [dy.grad_fn], set()
+    stack, seen = [value.grad_fn], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen or node in stop:
@@ -48,14 +165,99 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> list[Tenso
         seen.add(node)
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor):
-            if id(leaf) not in skip:
-                found[id(leaf)] = leaf
+            found[id(leaf)] = leaf
             continue
-        if node._sequence_nr() < marker:
+        if node.name() == SHARDED:
             raise GradientError(
-                f"f uses a tensor computed outside of it (by {node.name()}) that requires grad and is not in args;"
-                f" gradient={strategy!r} cannot hand its gradient on. Pass it as solve(..., args=(tensor,)) and take it as"
-                " an argument of f, or use gradient='autograd'."
+                "f holds a module sharded by fully_shard, whose parameters exist only while it runs: their gradients would be"
+                " lost. Type gradient='autograd', or apply fully_shard to the whole model and not to f."
             )
+        if node._sequence_nr() < marker:
+            return list(found.values()), node.name()
         stack.extend(parent for parent, _ in node.next_functions)
-    return args + list(found.values())
+    return list(found.values()), None
+
+
+def refuse_unlisted(value: Tensor, known: set[int]) -> None:
+    """Raise where a replayed graph reaches a leaf that the probe did not see.
+
+    Raises:
+        GradientError: `f` used a tensor at this time that it did not use at the start.
+    """
+    leaves, _ = walk(value, set(), -1)
+    for leaf in leaves:
+        if id(leaf) not in known:
+            raise GradientError(
+                f"f uses a tensor of shape {tuple(leaf.shape)} that requires grad at some times but not at the start of the"
+                " solve, so that gradient='discrete' did not know of it. Pass it through args, or type gradient='autograd'."
+            )
+
+
+class Replayed:
+    """A field for replays: its inputs that were computed outside are cut from what computed them.
+
+    A gradient handed on at such a tensor must not also flow past it, or what lies behind would get it twice.
+
+    Args:
+        field: the vector field.
+        inputs: what it depends on.
+        values: the same tensors as autograd has kept them.
+    """
+
+    def __init__(self, field: Field, inputs: Inputs, values: list[Tensor]) -> None:
+        self.wanted: list[Tensor] = []
+        swap: dict[int, Tensor] = {}
+        cut = len(inputs.args) + len(inputs.made)
+        for i, (x, value) in enumerate(zip(inputs.all, values, strict=True)):
+            fresh = value.detach().requires_grad_() if i < cut else x
+            self.wanted.append(fresh)
+            if i < cut:
+                swap[id(x)] = fresh
+        self.field = copy.copy(field)
+        self.field.all_args = pytree.tree_map(lambda node: _swapped(node, swap), field.all_args, is_leaf=is_per_row)
+        self.field.take(None)
+        self.mode = _Swap({id(x): swap[id(x)] for x in inputs.made}) if inputs.made else None
+        self.listed = {id(x) for x in self.wanted}
+
+    def outer(self) -> Any:
+        """The context in which the field is to be called."""
+        return self.mode if self.mode is not None else contextlib.nullcontext()
+
+
+def _swapped(node: Any, swap: dict[int, Tensor]) -> Any:
+    if is_per_row(node):
+        return PerRow(pytree.tree_map(lambda x: swap.get(id(x), x), node.value))
+    return swap.get(id(node), node)
+
+
+class _Swap(TorchFunctionMode):
+    """Gives operations other tensors in place of some."""
+
+    def __init__(self, swap: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.swap = swap
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map(lambda x: self.swap.get(id(x), x), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+# ---- autocast
+
+
+def autocast_state(y: Tensor) -> tuple[str, bool, Any]:
+    """Device type, whether autocast is on, and its dtype."""
+    kind = y.device.type
+    return kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+
+@contextlib.contextmanager
+def uncached_autocast(state: tuple[str, bool, Any]) -> Iterator[None]:
+    """The same autocast, without its cache: what it keeps from a pass without a tape has no gradient in the next."""
+    kind, enabled, dtype = state
+    if not enabled:
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+            yield
+        return
+    with torch.autocast(kind, dtype=dtype, cache_enabled=False):
+        yield
