@@ -89,6 +89,12 @@ def test_a_state_with_one_step_agrees_with_pytorch(name: str) -> None:
         check(build(field, y, split=False, gradients=True), field, y, 1e-12)
 
 
+def test_a_continuous_flow_with_one_time_for_all_rows_splits_into_rows() -> None:
+    field, y = prepare("cnf_hypernet", None, torch.float64)
+    made = build(field, y, split=True, gradients=True)
+    assert made.split and made.program.size == 3
+
+
 def refused(case: Case, name: str, batch_dim: int | None, split: bool) -> str:
     field, y = prepare(name, batch_dim, torch.float64)
     with pytest.raises(CannotLower) as info:

@@ -245,7 +245,7 @@ class Assembler:
         kept, offsets = [], self._wanted_offsets()
         for virtual in reversed(self.list):
             out = virtual.out
-            if out is None and virtual.attrs["acc"] not in offsets:
+            if out is None and virtual.attrs.get("total", virtual.attrs["acc"]) not in offsets:
                 continue
             if out is None or bool(needed[out.start : out.start + out.n].any()):
                 kept.append(virtual)

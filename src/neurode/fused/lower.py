@@ -575,7 +575,57 @@ class Lowering:
             if b == 1:
                 made = self._slice(x[0], z[0], late_only)
                 return made.unsqueeze(0) if isinstance(made, Tensor) else self._reshaped(made, (1, M, N))
+        if any(self._mixed(a, c) for a, c in zip(x, z, strict=True)):
+            return self._mixed_slices(x, z, late_only)
         return self._slices(x, z, first, rank)
+
+    def _mixed_slices(self, x: Tensor, z: Tensor, late_only: bool) -> Any:
+        """A batch of products whose slices hold rows of several samples."""
+        sums = [not self._is_within(a, c) for a, c in zip(x, z, strict=True)]
+        if all(sums) and self.book.late:
+            return self._weight_gradients(x, z)
+        if any(sums):
+            raise CannotLower(COUPLED)
+        uniform = self._is_uniform(rows_of(z)) or self._is_uniform(rows_of(x))
+        made = None if uniform else self._distinct(rows_of(x), rows_of(z))
+        if made is None:
+            return torch.stack([self._slice(a, c, late_only) for a, c in zip(x, z, strict=True)])
+        sample = torch.maximum(samples_of(x).amax(2, keepdim=True), samples_of(z).amax(1, keepdim=True))
+        return made | (sample << SAMPLE_SHIFT)
+
+    def _distinct(self, x: Tensor, z: Tensor) -> Tensor | None:
+        """Products within samples, each pair of a row and a column once; None where slices differ in their repeats."""
+        firsts = [(first_unique(a), first_unique(c.t())) for a, c in zip(x, z, strict=True)]
+        if len({(len(p[0]), len(q[0])) for p, q in firsts}) > 1:
+            return None
+        left = torch.stack([a[p[0]] for a, (p, _) in zip(x, firsts, strict=True)])
+        right = torch.stack([c[:, q[0]] for c, (_, q) in zip(z, firsts, strict=True)])
+        out = self._sample_product(left, right)
+        return torch.stack([o[p[1]][:, q[1]] for o, (p, q) in zip(out, firsts, strict=True)])
+
+    def _is_within(self, x: Tensor, z: Tensor) -> bool:
+        """Whether every element of a product is made of one sample alone."""
+        sx, sz = samples_of(x), samples_of(z)
+        rx, cz = sx.amax(1, keepdim=True), sz.amax(0, keepdim=True)
+        alone = not bool(((sx != 0) & (sx != rx)).any()) and not bool(((sz != 0) & (sz != cz)).any())
+        return alone and not bool(((rx != 0) & (cz != 0) & (rx != cz)).any())
+
+    def _weight_gradients(self, x: Tensor, z: Tensor) -> Accumulated:
+        """A batch of products summed over samples."""
+        terms = [(rows_of(a)[:, k], rows_of(c)[k]) for a, c in zip(x, z, strict=True) for k in self._columns(a, c)]
+        if len({len(c) for _, c in terms}) > 1:
+            raise CannotLower(COUPLED)
+        shape = (len(terms), x.shape[1], z.shape[2])
+
+        def emit(offset: int) -> None:
+            for i, (a, c) in enumerate(terms):
+                self._gradient(
+                    "wgrad", [a.t().reshape(-1), c.reshape(-1)], count=len(c), O=shape[1], K=shape[2],
+                    acc=offset + i * shape[1] * shape[2], acc_o=shape[2], acc_k=1, total=offset,
+                )  # fmt: skip
+
+        left, right = (torch.stack([t[i] for t in terms]) for i in (0, 1))
+        return self.total(shape, emit, lambda: self._sample_product(left, right))
 
     def _reshaped(self, total: Accumulated, shape: tuple[int, ...]) -> Accumulated:
         inner = total.in_lanes
@@ -583,7 +633,8 @@ class Lowering:
         return Accumulated(total.offset, shape, lambda: Lanes(inner().ids.reshape(shape), True))
 
     def _mixed(self, x: Tensor, z: Tensor) -> bool:
-        return int(torch.unique(samples_of(torch.cat([x.reshape(-1), z.reshape(-1)]))).numel()) > 2
+        samples = samples_of(torch.cat([x.reshape(-1), z.reshape(-1)]))
+        return bool((samples[samples != 0] != samples.max()).any())
 
     def _slices(self, x: Tensor, z: Tensor, first: Tensor, rank: Tensor) -> Tensor:
         """A batch of products, each kind of slice once."""
@@ -595,7 +646,8 @@ class Lowering:
                 raise CannotLower(COUPLED)
         plain_x, plain_z = rows_of(x[first]), rows_of(z[first])
         if not self._is_uniform(plain_x) and not self._is_uniform(plain_z):
-            out = self._sample_product(plain_x, plain_z)
+            distinct = self._distinct(plain_x, plain_z)
+            out = self._sample_product(plain_x, plain_z) if distinct is None else distinct
         else:
             out = torch.stack([self._slice(plain_x[i], plain_z[i], False) for i in range(len(first))])
         zero = out[rank] == self.zero
@@ -619,12 +671,12 @@ class Lowering:
         """One product `(M, K) @ (K, N)`."""
         sx, sz = samples_of(x), samples_of(z)
         rx, cz = sx.amax(1, keepdim=True), sz.amax(0, keepdim=True)
-        within = not bool(((sx != 0) & (sx != rx)).any()) and not bool(((sz != 0) & (sz != cz)).any())
+        within = self._is_within(x, z)
         if within and self._is_uniform(rows_of(z)):
             return self._gemm(x, rows_of(z))
         if within and self._is_uniform(rows_of(x)):
             return self._gemm(z.t(), rows_of(x).t()).t()
-        if within and not bool(((rx != 0) & (cz != 0) & (rx != cz)).any()):
+        if within:
             if late_only and not bool(sx.any()) and not bool(sz.any()):
                 return self._weight_gradient(x, z, [torch.arange(x.shape[1])])
             return self._within(x, z, rx, cz)
@@ -653,6 +705,9 @@ class Lowering:
         if bool(((samples != 0) & (samples != sample)).any()):
             raise CannotLower(COUPLED)
         K, N = weight.shape
+        columns, repeats = first_unique(weight.t())
+        if len(columns) < N:
+            return self._gemm(x, weight[:, columns])[:, repeats]
         first, rank = first_unique(rows)
         distinct = rows[first]
         made = torch.empty(len(first), N, dtype=torch.int64)
