@@ -172,7 +172,10 @@ class OdeintAdjointMethod(torch.autograd.Function):
         ys = _join(states)
         times = t if event_t is None else torch.stack([t[0], event_t])
         ctx.save_for_backward(times, ys, *tensors[num:])
-        return ys if event_t is None else (event_t, ys)
+        if event_t is None:
+            return ys
+        ctx.mark_non_differentiable(event_t)
+        return event_t, ys
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -117,7 +117,7 @@ def grid_states(call: Call) -> Any:
     place = {point: index for index, point in enumerate(points)}
     if all(time in place for time in t.detach().tolist()):
         ys = run(call, grid[0], grid[-1], t_eval=t.detach(), **settings).ys
-        return ys if grid is t else _moving(call, ys)
+        return ys if grid is t else _moving(call, ys, grid, [place[time] for time in t.detach().tolist()])
     if interp == "cubic":
         return run(call, grid[0], grid[-1], t_eval=t, **settings).ys
     ys = run(call, grid[0], grid[-1], t_eval="steps", **settings).ys
@@ -165,8 +165,8 @@ def _linear(ys: Tensor, grid: Tensor, t: Tensor) -> Tensor:
     return torch.where(exact, end, between) if not t.requires_grad else between
 
 
-def _moving(call: Call, ys: Any) -> Any:
-    """Let outputs on the points of a grid move with their times: the derivative there is `func`.
+def _moving(call: Call, ys: Any, grid: Tensor, places: list[int]) -> Any:
+    """Let outputs on the points of a grid move with their times, relative to the grid: the derivative there is `func`.
 
     The first and the last move with the grid already.
     """
@@ -180,7 +180,7 @@ def _moving(call: Call, ys: Any) -> Any:
         state = tuple(y[i] for y in leaves)
         now = t[i].detach().to(state[0].abs().dtype)
         slope = call.field(now, state if tuples else state[0])
-        shift = (t[i] - t[i].detach()).to(now.dtype)  # zero, with the gradient of a time
+        shift = (t[i] - grid[places[i]]).to(now.dtype)  # zero, with the gradients of both times
         for move, dy in zip(moves, slope if tuples else (slope,), strict=True):
             move.append(shift * dy)
     moved = tuple(y + torch.stack([*move, move[0]]) for y, move in zip(leaves, moves, strict=True))
