@@ -2,6 +2,7 @@
 // the rest in doubles, which costs two to three times as much and leaves only the last rounding's error.
 #pragma once
 #include "math_double.h"
+#include "tanh_table.h"
 
 namespace NEURODE_NAMESPACE {
 
@@ -40,10 +41,26 @@ INLINE F vexp(F x) {
     return choose<float>(x == x, y, x);
 }
 
-// tanh decides the speed of many networks. So this one counts instructions: 127 rides in the shifter and arrives as the bias of
-// 2^n; one part of ln 2 is enough, because an error of the exponent counts (1 - tanh^2) / 2 times. And it takes K vectors
-// through every operation together, which hides the latency that one vector after the other would wait for.
-template <int K> INLINE void tanh_of(F (&x)[K]) {
+// tanh decides the speed of many networks, so both ways to it count instructions. And both take K vectors through every
+// operation together, which hides the latency that one vector after the other would wait for.
+
+// By table: which of 32 intervals, from the bits of |x|; a polynomial around its middle (fit_tanh.py).
+template <int K> INLINE void tanh_by_table(F (&x)[K]) {
+    const N first = N{} + 0x3d800000; // the bits of 1/16
+    F r[K], p[K];
+    N index[K];
+    for (int k = 0; k < K; k++) r[k] = lesser<float>(f(15.9999f), magnitude<float>(x[k])); // a NaN stays
+    for (int k = 0; k < K; k++) index[k] = ((bits<float>(r[k]) > first ? bits<float>(r[k]) : first) - first) >> 21;
+    for (int k = 0; k < K; k++) r[k] = r[k] - lookup(TANH_TABLE[0], index[k]);
+    for (int k = 0; k < K; k++) p[k] = lookup(TANH_TABLE[6], index[k]);
+    for (int i = 5; i >= 1; i--)
+        for (int k = 0; k < K; k++) p[k] = p[k] * r[k] + lookup(TANH_TABLE[i], index[k]);
+    for (int k = 0; k < K; k++) x[k] = with_sign<float>(p[k], sign_of<float>(x[k]));
+}
+
+// By e^2x: 127 rides in the shifter and arrives as the bias of 2^n; one part of ln 2 is enough, because an error of the
+// exponent counts (1 - tanh^2) / 2 times.
+template <int K> INLINE void tanh_by_exp(F (&x)[K]) {
     static const float c[] = {0.4999999701976776f * 4, 0.1666654348373413f * 8, 0.04166720062494278f * 16,
                               0.008366547524929047f * 32, 0.0013882516650483012f * 64}; // as above, of 2 r
     F r[K], e[K], s[K];
@@ -57,6 +74,10 @@ template <int K> INLINE void tanh_of(F (&x)[K]) {
     for (int k = 0; k < K; k++) e[k] = (r[k] + r[k]) + r[k] * r[k] * e[k];
     for (int k = 0; k < K; k++) e[k] = e[k] * s[k] + (s[k] - f(1));
     for (int k = 0; k < K; k++) x[k] = with_sign<float>(over_plus_two<float>(e[k]), sign_of<float>(x[k]));
+}
+template <int K> INLINE void tanh_of(F (&x)[K]) {
+    if constexpr (HAS_LOOKUP) tanh_by_table(x);
+    else tanh_by_exp(x);
 }
 INLINE F vtanh(F x) {
     F one[1] = {x};

@@ -99,7 +99,7 @@ template <class R, int OP> void over(R* out, const R* a, const R* b, const R* c,
 }
 
 template <> inline void over<float, TANH>(float* out, const float* a, const float*, const float*, ptrdiff_t n) {
-    constexpr int L = LANES<float>, K = 4;
+    constexpr int L = LANES<float>, K = HAS_LOOKUP ? 2 : 4; // measured: registers run short beyond
     ptrdiff_t i = 0;
     for (; i + K * L <= n; i += K * L) {
         F x[K];

@@ -126,6 +126,17 @@ template <class R> INLINE Vec<R> reciprocal_estimate(Vec<R> x) {
     return splat<R>(1) / x;
 }
 
+// table[index] of 32 numbers, by the low five bits of the index. One instruction, so only where there is that instruction.
+#if NEURODE_VECTOR_BYTES == 64
+constexpr bool HAS_LOOKUP = true;
+INLINE Vec<float> lookup(const float* table, Mask<float> index) {
+    return (Vec<float>)_mm512_permutex2var_ps((__m512)load(table), (__m512i)index, (__m512)load(table + 16));
+}
+#else
+constexpr bool HAS_LOOKUP = false;
+INLINE Vec<float> lookup(const float*, Mask<float>) { return Vec<float>{}; }
+#endif
+
 // Halves of a vector of floats as doubles, and back.
 typedef float HalfFloats __attribute__((vector_size(VECTOR_BYTES / 2)));
 INLINE Vec<double> widen(Vec<float> v, int half) {
