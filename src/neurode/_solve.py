@@ -303,13 +303,13 @@ def _raise_failure(solution: Solution) -> None:
     status = solution.status
     if isinstance(status, Status):
         if status.failed:
-            raise SolveError(f"the solve stopped at t = {float(solution.t1):.6g}: {status}.", solution)
+            raise SolveError(f"the solve stopped at t = {float(solution.t1.detach()):.6g}: {status}.", solution)
         return
     failed = status.failed
     if not bool(failed.any()):
         return
     rows = failed.nonzero().flatten().tolist()
-    t1 = solution.t1.expand(len(failed))
+    t1 = solution.t1.detach().expand(len(failed))
     reasons = {}
     for row in rows:
         reasons.setdefault(status[row], []).append(row)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurode.control.pid import power
+
 
 def first_step(
     evaluate: Callable[[Any], Tensor], norm: Callable[[Tensor], Any], f0: Tensor, y0: Tensor, scale: Tensor, k: float
@@ -28,7 +30,7 @@ def first_step(
     h0 = _select((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / _positive(d1))
     d2 = norm((evaluate(h0) - f0) / scale) / h0
     steepest = _larger(d1, d2)
-    h1 = _select(steepest <= 1e-15, _larger(h0 * 1e-3, 1e-6), (0.01 / _positive(steepest)) ** (1.0 / k))
+    h1 = _select(steepest <= 1e-15, _larger(h0 * 1e-3, 1e-6), power(0.01 / _positive(steepest), 1.0 / k))
     h = _smaller(100 * h0, h1)
     return _select(h == h, h, h0)  # a NaN from f beyond the start says nothing about the start
 

@@ -82,23 +82,32 @@ class PID:
             held: whether the attempt before was rejected.
         """
         p, i, d = self.proportional, self.integral, self.derivative
-        factor = self.safety * _floor(ratio) ** (-(p + i + d) / k)
+        factor = self.safety * power(_floor(ratio), -(p + i + d) / k)
         if history:
-            factor = factor * history[0] ** ((p + 2 * d) / k)
+            factor = factor * power(history[0], (p + 2 * d) / k)
         if len(history) > 1:
-            factor = factor * history[1] ** (-d / k)
+            factor = factor * power(history[1], -d / k)
         low = self.min_factor if self.shrink_accepted else 1.0
         factor = _clip(factor, low, self.max_factor)
         return _hold(factor, held) if self.hold else factor
 
     def shrink(self, ratio: Any, k: float) -> Any:
         """The factor after a rejected step, whose ratio may be infinite."""
-        return _clip(self.safety * _floor(ratio) ** (-1.0 / k), self.min_factor, 1.0)
+        return _clip(self.safety * power(_floor(ratio), -1.0 / k), self.min_factor, 1.0)
 
     def remember(self, ratio: Any, history: tuple[Any, ...]) -> tuple[Any, ...]:
         """The history with one more accepted ratio; at least 1e-4 each (Hairer's `facold`)."""
         floor = max(ratio, 1e-4) if isinstance(ratio, float) else ratio.clamp_min(1e-4)
         return (floor, *history)[: self.memory]
+
+
+def power(x: Any, exponent: float) -> Any:
+    """`x ** exponent` for a positive float or tensor, each element the same whatever lies beside it.
+
+    `torch.pow` rounds the elements that fill a vector register otherwise than those left over, so that a row's steps
+    would depend on its place in the batch; `exp` and `log` do not.
+    """
+    return torch.exp(exponent * torch.log(x)) if isinstance(x, Tensor) else x**exponent
 
 
 def _floor(ratio: Any) -> Any:
