@@ -1,8 +1,7 @@
 """Fits the polynomials of tanh_table.h and prints that file: `python native/fit_tanh.py > native/tanh_table.h` (needs NumPy).
 
-|x| is cut into 32 intervals, four an octave from 1/16 to 16 (the first one starts at 0). In each, tanh is a polynomial of degree 5
-around the middle, with the least maximum relative error (Lawson's iteration); the largest is 0.2
-units of 2^-24.
+|x| is cut into 32 intervals, four an octave from 1/16 to 16 (the first one starts at 0). In each, tanh is a polynomial of
+degree 5 around the middle, with the least maximum relative error (Lawson's iteration); the largest is 0.2 units of 2^-24.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def main() -> None:
     edges[0] = 0.0
     rows = [fit(low, high) for low, high in zip(edges, edges[1:], strict=False)]
     rows[-1] = rows[-2] = rows[-3] = [12.0, 1.0, *[0.0] * DEGREE]  # beyond 10, tanh rounds to 1
-    print(
+    write(
         "// Made by fit_tanh.py, which says what these numbers are: middles, then coefficients from the lowest power up."
     )
     write("#pragma once\n\n// clang-format off")
