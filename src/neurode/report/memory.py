@@ -67,7 +67,8 @@ def peak_memory(run: Any, *, excluding: Iterable[Tensor] = ()) -> int:
 
     Args:
         run: a function without arguments; returns the tensors that count as its outputs.
-        excluding: leaf tensors whose gradients are results too, and do not count.
+        excluding: inputs and parameters, which do not count, nor do their gradients. A tensor from outside that `run` takes
+            a view of would count if it were not named here.
 
     Example:
         >>> import torch

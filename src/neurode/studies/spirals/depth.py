@@ -28,6 +28,7 @@ def depths(model: Classifier, points: Tensor, labels: Tensor) -> dict[str, Any]:
     report = check_depth(double.body, lifted, steps=DEPTHS, score=score)
     return {
         "steps": list(DEPTHS),
+        "num_points": len(target),
         "accuracies": list(report.scores),
         "accuracy_trained": report.score,
         "accuracy_exact": report.score_exact,

@@ -47,6 +47,7 @@ def memory_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     for axes, (method, strategies) in zip(both, found["bytes"].items(), strict=True):
         for marker, (name, values) in zip(MARKERS, strategies.items(), strict=False):
             axes.loglog(found["steps"], [v / 2**20 for v in values], marker=marker, label=name)
+        _plain_ticks(axes, found["steps"])
         axes.set(xlabel="steps", title={"euler": "Euler", "rk4": "RK4"}[method])
         axes.legend(title="gradient")
     both[0].set_ylabel("peak live storage, MiB")
@@ -76,6 +77,7 @@ def depth_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
         )
         axes.axhline(100 * each["accuracy_exact"], color=colour, linestyle=":", label=f"{LABELS[name]}: dopri5 at 1e-8")
     axes.axvline(found["ode-rk4"]["trained_steps"], color=BLACK, linewidth=0.8, label="trained with")
+    _plain_ticks(axes, found["ode-rk4"]["steps"])
     axes.set(xlabel="steps at test time", ylabel="test accuracy, %", title="Depth chosen at test time")
     axes.legend()
     return save(figure, path)
@@ -158,7 +160,8 @@ def trajectory_figure(
     flows = {name: model for name, model in models.items() if isinstance(model.body, NeuralODE)}
     figure, axes = panels(len(flows), height=4.2)
     for each, (name, model) in zip(axes, flows.items(), strict=True):
-        paths = _principal_paths(model, points, 41)
+        # The states at the steps themselves: between them an interpolant would draw wiggles that the model has not.
+        paths = _principal_paths(model, points, model.body.options["steps"] + 1)
         for i, colour in enumerate(_colours(labels)):
             each.plot(paths[:, i, 0], paths[:, i, 1], color=colour, linewidth=0.6, alpha=0.45)
         each.scatter(paths[0, :, 0], paths[0, :, 1], color=BLACK, s=5, zorder=3, label="t = 0")
@@ -194,7 +197,7 @@ def flow_animation(model: Classifier, points: Tensor, labels: Tensor, path: path
 def loss_figure(losses: dict[str, list[float]], path: pathlib.Path) -> pathlib.Path:
     figure, axes = panels(width=6.4, height=3.6)
     for (name, values), colour in zip(losses.items(), (BLUE, RED, ORANGE), strict=False):
-        axes.semilogy(range(1, len(values) + 1), values, color=colour, label=LABELS[name], linewidth=1.1)
+        axes.plot(range(1, len(values) + 1), values, color=colour, label=LABELS[name], linewidth=1.1)
     axes.set(xlabel="epoch", ylabel="training loss", title="Training")
     axes.legend()
     return save(figure, path)
