@@ -315,7 +315,11 @@ class Hypernet(nn.Module):
     def __init__(self, dim: int, hidden: int, width: int) -> None:
         super().__init__()
         size = width * dim
-        self.fc1, self.fc2, self.fc3 = nn.Linear(1, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 3 * size + width)
+        self.fc1, self.fc2, self.fc3 = (
+            nn.Linear(1, hidden),
+            nn.Linear(hidden, hidden),
+            nn.Linear(hidden, 3 * size + width),
+        )
         self.dim, self.width, self.size = dim, width, size
 
     def forward(self, t: Tensor) -> Any:
@@ -486,7 +490,7 @@ def sir_epidemic() -> Any:
     beta, gamma = nn.Parameter(torch.tensor(0.4)), nn.Parameter(torch.tensor(0.1))
 
     def f(t: Tensor, y: Tensor) -> Tensor:
-        s, i, r = y.chunk(3, dim=-1)
+        s, i, _ = y.chunk(3, dim=-1)
         flow = beta * s * i / y.sum(-1, keepdim=True)
         return torch.cat([-flow, flow - gamma * i, gamma * i], -1)
 

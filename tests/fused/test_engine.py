@@ -60,7 +60,9 @@ def test_every_explicit_method_agrees_with_eager(method: str, batch_dim: int | N
     options = dict(rtol=1e-4, atol=1e-6) if tableau.adaptive else dict(steps=5)
     t_eval = torch.tensor([0.13, 0.3, 0.35, 0.6, 0.87], dtype=torch.float64)
     results = [
-        gradients(s, f, y, end_times(), list(f.parameters()), method=method, batch_dim=batch_dim, t_eval=t_eval, **options)
+        gradients(
+            s, f, y, end_times(), list(f.parameters()), method=method, batch_dim=batch_dim, t_eval=t_eval, **options
+        )
         for s in (fused, eager)
     ]
     # Adaptive steps follow from error estimates, cancelling sums with weights up to 1e2 (Verner): rounding moves them.
@@ -93,7 +95,9 @@ def test_end_state_and_gradients_agree(options: Any, dtype: torch.dtype, batch_d
     torch.manual_seed(1)
     f, y = Net().to(dtype), torch.randn(37, 3, dtype=dtype)
     options = {**options, "rtol": 1e-3, "atol": 1e-4} if "rtol" in options else options
-    results = [gradients(s, f, y, end_times(), list(f.parameters()), batch_dim=batch_dim, **options) for s in (fused, eager)]
+    results = [
+        gradients(s, f, y, end_times(), list(f.parameters()), batch_dim=batch_dim, **options) for s in (fused, eager)
+    ]
     same(*results, 1e-10 if dtype is torch.float64 else 2e-5)
 
 
@@ -140,9 +144,13 @@ def test_a_row_that_fails_changes_no_bit_of_what_the_others_share(options: Any) 
 def test_tensors_computed_outside_get_their_gradient() -> None:
     made = []
     for solver in (fused, eager):
+
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            return torch.sin(y @ inner)  # noqa: B023
+
         w = torch.full((3, 3), 0.3, dtype=torch.float64, requires_grad=True)
         inner = torch.tanh(w @ w)
-        sol = solver(lambda t, y: torch.sin(y @ inner), torch.ones(4, 3, dtype=torch.float64), (0.0, 1.0), batch_dim=0, **FIXED)  # noqa: B023
+        sol = solver(f, torch.ones(4, 3, dtype=torch.float64), (0.0, 1.0), batch_dim=0, **FIXED)
         sol.y1.sum().backward()
         made.append([sol.y1.detach(), w.grad])
     same(*made, 1e-11)
@@ -155,7 +163,7 @@ def test_data_of_single_rows_and_shared_arguments() -> None:
     for solver in (fused, eager):
         rate = torch.linspace(0.5, 2, 9, dtype=torch.float64)[:, None].requires_grad_()
         gain = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-        f = lambda t, y, k, g: -k * y + g * torch.sin(t)  # noqa: E731
+        f = lambda t, y, k, g: -k * y + g * torch.sin(t)
         sol = solver(f, y, (0.0, 1.0), args=(neurode.per_row(rate), gain), batch_dim=0, **DOPRI5)
         sol.y1.sum().backward()
         made.append([sol.y1.detach(), rate.grad, gain.grad])
@@ -164,7 +172,7 @@ def test_data_of_single_rows_and_shared_arguments() -> None:
 
 def test_pytree_states_keep_their_structure() -> None:
     A = nn.Parameter(torch.tensor([[0.0, 1.0], [-1.0, -0.2]], dtype=torch.float64))
-    f = lambda t, y: {"x": y["x"] @ A, "z": y["x"].sum(-1) - y["z"]}  # noqa: E731
+    f = lambda t, y: {"x": y["x"] @ A, "z": y["x"].sum(-1) - y["z"]}
     y = {"x": torch.rand(4, 2, dtype=torch.float64), "z": torch.rand(4, dtype=torch.float64)}
     for batch_dim in (0, None):
         made = []
@@ -203,7 +211,15 @@ def test_one_system_without_rows() -> None:
 def test_too_many_steps_is_a_status() -> None:
     y = torch.ones(3, 1, dtype=torch.float64)
     a, b = (
-        s(lambda t, y: 50 * torch.cos(50 * t) * y, y, (0.0, 10.0), batch_dim=0, max_steps=20, on_failure="nan", **DOPRI5)
+        s(
+            lambda t, y: 50 * torch.cos(50 * t) * y,
+            y,
+            (0.0, 10.0),
+            batch_dim=0,
+            max_steps=20,
+            on_failure="nan",
+            **DOPRI5,
+        )
         for s in (fused, eager)
     )
     assert torch.equal(a.status.codes, b.status.codes) and bool(a.y1.isnan().all())

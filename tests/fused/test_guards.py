@@ -259,7 +259,7 @@ def test_printing_global_hooks_and_autocast_are_refused() -> None:
         print("called")
         return -y
 
-    solve = lambda f: fused(f, y, (0.0, 1.0), method="rk4", steps=2, batch_dim=0)  # noqa: E731
+    solve = lambda f: fused(f, y, (0.0, 1.0), method="rk4", steps=2, batch_dim=0)
     with pytest.raises(CannotLower, match="print"):
         solve(talks)
     net = nn.Linear(3, 3)
@@ -275,7 +275,7 @@ def test_printing_global_hooks_and_autocast_are_refused() -> None:
 
 def test_a_baked_index_that_changes_in_place_is_noticed() -> None:
     index, y = torch.tensor([2, 0, 1]), torch.rand(4, 3)
-    f = lambda t, y: -y[:, index] * math.pi  # noqa: E731
+    f = lambda t, y: -y[:, index] * math.pi
     for permutation in ([2, 0, 1], [1, 2, 0], [0, 1, 2]):
         index.copy_(torch.tensor(permutation))
         mine, theirs = both(f, y)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurode.fused.capture import CannotLower
 from neurode.fused.lower import Accumulated, Lanes, Literal, Lowering, Uniform
 from neurode.fused.program import (
+    ARITY,
     SPACE_SHIFT,
     Gemm,
     Instruction,
@@ -27,13 +29,21 @@ from neurode.fused.program import (
     Step,
     WeightGradient,
 )
-from neurode.fused.capture import CannotLower
-from neurode.fused.program import ARITY
 from neurode.fused.virtual import Buffer, Virtual, rows_of, samples_of
 
 LONGEST_CHAIN = 24  # steps of one pointwise instruction, and
 MOST_INPUTS = 12  # its inputs: what a small block of rows keeps in L1
-EPILOGUES = {Micro.TANH, Micro.SIGMOID, Micro.RELU, Micro.SOFTPLUS, Micro.SILU, Micro.GELU, Micro.SIN, Micro.COS, Micro.EXP}
+EPILOGUES = {
+    Micro.TANH,
+    Micro.SIGMOID,
+    Micro.RELU,
+    Micro.SOFTPLUS,
+    Micro.SILU,
+    Micro.GELU,
+    Micro.SIN,
+    Micro.COS,
+    Micro.EXP,
+}
 BINARY_EPILOGUES = {Micro.DTANH, Micro.DSIGMOID}
 
 
@@ -152,7 +162,7 @@ class Assembler:
         if isinstance(value, Uniform) or bool(samples_of(value.ids).any()) or node not in low.late:
             raise CannotLower("a gradient that is not a total over rows")
         refs = rows_of(value.ids).reshape(-1)
-        emit = lambda offset: low._gradient("rgrad", [refs], n=len(refs), m=1, acc=offset)  # noqa: E731
+        emit = lambda offset: low._gradient("rgrad", [refs], n=len(refs), m=1, acc=offset)
         return low.total(tuple(value.ids.shape), emit, lambda: value.ids)
 
     # ---- uniform numbers
@@ -229,7 +239,8 @@ class Assembler:
     def _one_buffer(self, refs: Tensor) -> bool:
         first, last = int(refs[0]), int(refs[-1])
         return any(
-            b.start <= first and last < b.start + b.n and b.kind not in ("uniform", "constant") for b in self.book.buffers
+            b.start <= first and last < b.start + b.n and b.kind not in ("uniform", "constant")
+            for b in self.book.buffers
         )
 
     # ---- passes
@@ -256,7 +267,9 @@ class Assembler:
     def _wanted_offsets(self) -> set[int]:
         """The accumulators that some wanted gradient is made of."""
         low, found = self.low, set()
-        for total, node in zip(self.totals, low.output_nodes[3 + low.traced.num_rowdata :] if low.traced.gradients else [], strict=True):
+        for total, node in zip(
+            self.totals, low.output_nodes[3 + low.traced.num_rowdata :] if low.traced.gradients else [], strict=True
+        ):
             if total is not None and total.offset is not None:
                 found.add(total.offset)
                 continue
@@ -391,7 +404,9 @@ class Assembler:
             table[i] = total + len(steps) - 1
         base = total + len(steps)
         for micro, *args in user.attrs["steps"]:
-            steps.append((micro, *(table[a] if a < len(user.operands) else base + a - len(user.operands) for a in args)))
+            steps.append(
+                (micro, *(table[a] if a < len(user.operands) else base + a - len(user.operands) for a in args))
+            )
         user.operands = inputs + extra
         user.attrs["steps"] = steps
         self.list.remove(first)
@@ -430,7 +445,7 @@ class Assembler:
             (low.data_buffer, Space.ROWDATA),
         ):
             self._settle(buffer, space)
-        read = lambda section: {int(r) for v in section for refs in v.operands for r in refs.tolist()}  # noqa: E731
+        read = lambda section: {int(r) for v in section for refs in v.operands for r in refs.tolist()}
         late_reads, gradient_reads = read(self.backward) | read(self.gradient), read(self.gradient)
         for v in self.forward:
             if any(r in late_reads for r in range(v.out.start, v.out.start + v.out.n)):
@@ -462,7 +477,9 @@ class Assembler:
 
     def _settle(self, buffer: Buffer, space: Space) -> None:
         start = self.rows[space]
-        self.place[buffer.start : buffer.start + buffer.n] = torch.arange(start, start + buffer.n) | (space << SPACE_SHIFT)
+        self.place[buffer.start : buffer.start + buffer.n] = torch.arange(start, start + buffer.n) | (
+            space << SPACE_SHIFT
+        )
         self.rows[space] = start + buffer.n
 
     def _scratch(self, section: list[Virtual], roots: list[Tensor]) -> int:
@@ -491,7 +508,9 @@ class Assembler:
             end = max(last.get(r, i) for r in range(out.start, out.start + out.n))
             live.append((end, start, start + out.n))
             most = max(most, start + out.n)
-            self.place[out.start : out.start + out.n] = torch.arange(start, start + out.n) | (Space.SCRATCH << SPACE_SHIFT)
+            self.place[out.start : out.start + out.n] = torch.arange(start, start + out.n) | (
+                Space.SCRATCH << SPACE_SHIFT
+            )
         return most
 
     def _operand(self, refs: Tensor) -> Operand:
@@ -522,7 +541,7 @@ class Assembler:
             return Pointwise(virtual.out.n, tuple(operands), steps, ((len(operands) + len(steps) - 1, out),))
         if virtual.kind == "gemm":
             bias, bias_o = attrs["bias"] or (-1, 0)
-            pick = lambda name: None if attrs.get(name) is None else operands[attrs[name]]  # noqa: E731
+            pick = lambda name: None if attrs.get(name) is None else operands[attrs[name]]
             stride = {"weight_o": attrs["weight_o"], "weight_k": attrs["weight_k"]}
             return Gemm(
                 attrs["count"], attrs["O"], attrs["K"], int(self.place[attrs["weight"]]), stride["weight_o"],

@@ -251,7 +251,7 @@ def _same_sources(one: Assembler, two: Assembler) -> bool:
 
 
 def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Program, split: bool) -> FieldProgram:
-    tensors = [x for x in outside(traced)]
+    tensors = outside(traced)
     used = {id(x): i for i, x in enumerate(tensors)}
     positions = {}
     for node in traced.graph.nodes:
@@ -260,7 +260,8 @@ def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Progra
             if not _is_literal(node) and isinstance(value, Tensor):
                 positions[node.target] = used[id(value)]
     sources = [
-        ("gather", assembler.place[b.source[1]]) if isinstance(b.source, tuple) else b.source for b in assembler.uniforms
+        ("gather", assembler.place[b.source[1]]) if isinstance(b.source, tuple) else b.source
+        for b in assembler.uniforms
     ]
     real = sorted(set(positions.values()))
     compact = {old: new for new, old in enumerate(real)}
@@ -288,4 +289,4 @@ def _is_literal(node: fx.Node) -> bool:
     return bool(users) and all(str(u.target).startswith("aten.lift_fresh_copy") for u in users)
 
 
-__all__ = ["FieldProgram", "build", "CannotLower"]
+__all__ = ["CannotLower", "FieldProgram", "build"]

@@ -281,7 +281,9 @@ def place(node: fx.Node) -> str:
     lines = trace.strip().split("\n")
     for position in range(len(lines) - 1, -1, -1):
         line = lines[position].strip()
-        if line.startswith("File ") and not any(part in line for part in ("/torch/", "neurode/fused", "neurode/_field")):
+        if line.startswith("File ") and not any(
+            part in line for part in ("/torch/", "neurode/fused", "neurode/_field")
+        ):
             code = lines[position + 1].strip() if position + 1 < len(lines) else ""
             parts = line.removeprefix("File ").split(", ")
             return f'{parts[0]}, {parts[1]}: "{code}"' if len(parts) > 1 else line

@@ -27,9 +27,44 @@ from neurode.fused.capture import CannotLower
 
 MOST_OBJECTS = 20_000  # more than this is not a vector field but an application
 LARGEST_ARRAY = 65_536  # bytes of a NumPy array whose content is compared
-FORBIDDEN_BUILTINS = {"print", "open", "input", "exec", "eval", "setattr", "delattr", "globals", "locals", "breakpoint", "next"}
-FORBIDDEN_MODULES = {"random", "time", "datetime", "secrets", "uuid", "logging", "threading", "multiprocessing", "socket"}
-PLAIN = (int, bool, str, bytes, complex, torch.dtype, torch.device, torch.Size, type(None), type(Ellipsis), range, slice)
+FORBIDDEN_BUILTINS = {
+    "print",
+    "open",
+    "input",
+    "exec",
+    "eval",
+    "setattr",
+    "delattr",
+    "globals",
+    "locals",
+    "breakpoint",
+    "next",
+}
+FORBIDDEN_MODULES = {
+    "random",
+    "time",
+    "datetime",
+    "secrets",
+    "uuid",
+    "logging",
+    "threading",
+    "multiprocessing",
+    "socket",
+}
+PLAIN = (
+    int,
+    bool,
+    str,
+    bytes,
+    complex,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    type(None),
+    type(Ellipsis),
+    range,
+    slice,
+)
 MODULE_STATE = set(nn.Module().__dict__)
 HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 IGNORED = {
@@ -152,9 +187,19 @@ class Walk:
             return ("class", id(x), self._class(x))
         if isinstance(x, enum.Enum):
             return ("enum", id(x))
-        if kind in (types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType):
+        if kind in (
+            types.BuiltinFunctionType,
+            types.WrapperDescriptorType,
+            types.MethodDescriptorType,
+            types.GetSetDescriptorType,
+        ):
             owner = getattr(x, "__self__", None)
-            return ("builtin", id(x) if owner is None or isinstance(owner, types.ModuleType | type) else (x.__name__, self.visit(owner)))
+            return (
+                "builtin",
+                id(x)
+                if owner is None or isinstance(owner, types.ModuleType | type)
+                else (x.__name__, self.visit(owner)),
+            )
         if kind in (staticmethod, classmethod):
             return (kind, self.visit(x.__func__))
         if kind is property:
@@ -316,7 +361,9 @@ def restore(before: Snapshot) -> None:
         elif isinstance(place, set):
             place.clear()
             place.update(content)
-        elif isinstance(place, list | deque) and (len(place) != len(content) or any(a is not b for a, b in zip(place, content, strict=True))):
+        elif isinstance(place, list | deque) and (
+            len(place) != len(content) or any(a is not b for a, b in zip(place, content, strict=True))
+        ):
             place.clear()
             place.extend(content)
 

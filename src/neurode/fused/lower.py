@@ -77,7 +77,9 @@ CREATION = {
     "new_full", "new_empty", "new_empty_strided", "scalar_tensor", "arange", "eye", "linspace", "empty_strided", "iota",
     "empty_permuted",
 }  # fmt: skip
-LINEAR = VIEWS | MOVES | CASTS | {"add", "sub", "neg", "mul", "div", "mm", "bmm", "sum", "mean", "where", "constant_pad_nd"}
+LINEAR = (
+    VIEWS | MOVES | CASTS | {"add", "sub", "neg", "mul", "div", "mm", "bmm", "sum", "mean", "where", "constant_pad_nd"}
+)
 
 
 def name_of(node: fx.Node) -> str:
@@ -153,7 +155,9 @@ class Lowering:
             return self._call(node)
         except CannotLower as error:
             where = place(node)
-            reason = f"{error} ({where})" if where and "File" not in str(error) and '"' not in str(error) else str(error)
+            reason = (
+                f"{error} ({where})" if where and "File" not in str(error) and '"' not in str(error) else str(error)
+            )
             if is_inplace(node):
                 raise CannotLower(reason) from None
             return Refused(reason)
@@ -163,7 +167,7 @@ class Lowering:
         t, y, *rest = inputs
         data = rest[: self.traced.num_rowdata]
         shapes = {node: tuple(node.meta["val"].shape) for node in inputs}
-        per_sample = lambda node: math.prod(shapes[node][1:]) if rows else math.prod(shapes[node])  # noqa: E731
+        per_sample = lambda node: math.prod(shapes[node][1:]) if rows else math.prod(shapes[node])
         self.t_buffer = self.book.buffer(1, "t")
         self.y_buffer = self.book.buffer(per_sample(y), "y")
         self.data_buffer = self.book.buffer(sum(per_sample(x) for x in data), "data")
@@ -203,7 +207,9 @@ class Lowering:
                 target = node.args[0]
                 while True:
                     if target.op in ("placeholder", "get_attr"):
-                        what = "its input in place" if target.op == "placeholder" else "a tensor from outside (a buffer?)"
+                        what = (
+                            "its input in place" if target.op == "placeholder" else "a tensor from outside (a buffer?)"
+                        )
                         raise CannotLower(f"f changes {what} ({place(node)})")
                     written.add(target)
                     if name_of(target) not in VIEWS and not is_inplace(target):
@@ -229,12 +235,14 @@ class Lowering:
         name = name_of(node)
         values = [self.env[arg] for arg in node.all_input_nodes]
         if force:
-            values = [self.lanes(arg) if isinstance(v, Accumulated) else v for arg, v in zip(node.all_input_nodes, values, strict=True)]
+            values = [
+                self.lanes(arg) if isinstance(v, Accumulated) else v
+                for arg, v in zip(node.all_input_nodes, values, strict=True)
+            ]
         flat = [x for v in values for x in (v if isinstance(v, list) else [v])]
-        has = lambda kind: any(isinstance(x, kind) for x in flat)  # noqa: E731
-        if name == "getitem":
-            if isinstance(values[0], list):
-                return values[0][node.args[1]]
+        has = lambda kind: any(isinstance(x, kind) for x in flat)
+        if name == "getitem" and isinstance(values[0], list):
+            return values[0][node.args[1]]
         if is_inplace(node):
             return self._inplace(node)
         if name in CREATION:
@@ -476,7 +484,9 @@ class Lowering:
         if bool(todo.any()):
             keys = torch.stack([r[todo] for r in rows], 1)
             first, rank = first_unique(keys)
-            out = self.book.emit("pointwise", list(keys[first].unbind(1)), len(first), steps=[(micro, *range(len(rows)))])
+            out = self.book.emit(
+                "pointwise", list(keys[first].unbind(1)), len(first), steps=[(micro, *range(len(rows)))]
+            )
             result[todo] = (rank + out.start) | (samples[todo] << SAMPLE_SHIFT)
         return result.reshape(shape)
 
@@ -556,7 +566,11 @@ class Lowering:
         def emit(offset: int) -> None:
             self._gradient("rgrad", [refs.reshape(-1)], n=len(refs), m=m, acc=offset)
 
-        return self.total(shape, emit, lambda: self._fold(Reduction.SUM, refs, torch.zeros(len(refs), 1, dtype=torch.int64)).reshape(shape))
+        return self.total(
+            shape,
+            emit,
+            lambda: self._fold(Reduction.SUM, refs, torch.zeros(len(refs), 1, dtype=torch.int64)).reshape(shape),
+        )
 
     def _gradient(self, kind: str, operands: list[Tensor], **attrs: Any) -> None:
         from neurode.fused.virtual import Virtual
@@ -567,17 +581,14 @@ class Lowering:
 
     def product(self, x: Tensor, z: Tensor, late_only: bool) -> Any:
         """`(b, M, K) @ (b, K, N)` in ids: with weights, within samples, or summed over samples."""
-        b, M, K = x.shape
-        N = z.shape[2]
-        keys = torch.cat([rows_of(x).reshape(b, -1), rows_of(z).reshape(b, -1)], 1)
-        first, rank = first_unique(keys) if b > 1 else (torch.tensor([0]), torch.tensor([0]))
-        if len(first) == 1 and (b == 1 or self._mixed(x[0], z[0])):
-            if b == 1:
-                made = self._slice(x[0], z[0], late_only)
-                return made.unsqueeze(0) if isinstance(made, Tensor) else self._reshaped(made, (1, M, N))
+        b = len(x)
+        if b == 1:
+            made = self._slice(x[0], z[0], late_only)
+            return made.unsqueeze(0) if isinstance(made, Tensor) else self._reshaped(made, (1, x.shape[1], z.shape[2]))
         if any(self._mixed(a, c) for a, c in zip(x, z, strict=True)):
             return self._mixed_slices(x, z, late_only)
-        return self._slices(x, z, first, rank)
+        keys = torch.cat([rows_of(x).reshape(b, -1), rows_of(z).reshape(b, -1)], 1)
+        return self._slices(x, z, *first_unique(keys))
 
     def _mixed_slices(self, x: Tensor, z: Tensor, late_only: bool) -> Any:
         """A batch of products whose slices hold rows of several samples."""
@@ -769,7 +780,7 @@ class Lowering:
         return self.total((O, K), emit, lambda: self._sample_product(g.t().unsqueeze(0), v.unsqueeze(0))[0])
 
 
-class _unsized:  # noqa: N801
+class _unsized:
     """Stands for a node whose shape does not count rows."""
 
     def __init__(self, node: fx.Node) -> None:
@@ -789,4 +800,4 @@ def handlers(low: Lowering) -> dict[str, Callable[[fx.Node], Any]]:
     return table(low)
 
 
-__all__ = ["ROW", "Accumulated", "Lanes", "Literal", "Lowering", "Uniform", "name_of", "pytree", "BINARY", "UNARY"]
+__all__ = ["BINARY", "ROW", "UNARY", "Accumulated", "Lanes", "Literal", "Lowering", "Uniform", "name_of", "pytree"]

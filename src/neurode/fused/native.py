@@ -24,12 +24,14 @@ NUMBERS = (
     "order", "rtol", "atol", "proportional", "integral", "derivative", "safety", "min_factor", "max_factor",
     "first_step", "min_step", "max_step",
 )  # fmt: skip
-FIELDS = """rows uniforms y0 rowdata t0 t1 t0_step t1_step stages extra degree fsal a c b e e2 p grid points grid_point_step
-    grid_row_step joint order rtol atol rtols atols rtols_row_step rtols_step atols_row_step atols_step proportional
-    integral derivative safety min_factor max_factor hold shrink_accepted first_step min_step max_step max_steps t_eval
-    num_eval eval_point_step eval_row_step y1 ys t_end status evaluations accepted rejected keep memory trace grad_y1
-    grad_ys grad_y0 grad_rowdata accumulators grad_t0 grad_t1 grad_grid grad_eval backward_evaluations
-    backward_products""".split()
+ORDER = """
+rows uniforms y0 rowdata t0 t1 t0_step t1_step stages extra degree fsal a c b e e2 p grid points grid_point_step
+grid_row_step joint order rtol atol rtols atols rtols_row_step rtols_step atols_row_step atols_step proportional
+integral derivative safety min_factor max_factor hold shrink_accepted first_step min_step max_step max_steps t_eval
+num_eval eval_point_step eval_row_step y1 ys t_end status evaluations accepted rejected keep memory trace grad_y1
+grad_ys grad_y0 grad_rowdata accumulators grad_t0 grad_t1 grad_grid grad_eval backward_evaluations backward_products
+"""
+FIELDS = tuple(ORDER.split())
 
 
 def _kind(name: str) -> Any:
@@ -79,7 +81,7 @@ def available() -> bool:
 
 
 def _declare(made: Any) -> None:
-    pointers = lambda n: [c_void_p] * n  # noqa: E731
+    pointers = lambda n: [c_void_p] * n
     made.nd_abi.restype = made.nd_sizeof_solve.restype = c_int64
     made.nd_isa.restype = made.nd_error.restype = c_char_p
     made.nd_program_new.restype = c_void_p

@@ -208,8 +208,8 @@ def _folds(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
 
     return {
         "sum": fold(Reduction.SUM), "amax": extreme(Reduction.MAX), "amin": extreme(Reduction.MIN),
-        "max": extreme(Reduction.MAX), "min": extreme(Reduction.MIN), "mean": mean, "var": var, "var_mean": var_mean, "prod": prod,
-        "any": fold(Reduction.MAX), "all": fold(Reduction.MIN), "cumsum": cumsum,
+        "max": extreme(Reduction.MAX), "min": extreme(Reduction.MIN), "mean": mean, "var": var, "var_mean": var_mean,
+        "prod": prod, "any": fold(Reduction.MAX), "all": fold(Reduction.MIN), "cumsum": cumsum,
     }  # fmt: skip
 
 
@@ -396,13 +396,16 @@ def _placements(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
     def index_add(node: fx.Node) -> Tensor:
         ids, dim = low.ids(node.args[0]), node.args[1]
         where = torch.arange(ids.numel()).reshape(ids.shape).index_select(dim, low.known(node.args[2]))
-        source = low.ids(node.args[3])
+        alpha = node.kwargs.get("alpha", 1)
+        source = low.ids(node.args[3]) if alpha == 1 else low.pointwise(Micro.MUL, node.args[3], alpha)
         return _put(low, ids, where, source, True)
+
+    def fill(node: fx.Node) -> Tensor:
+        return low.ids(node.args[1]).expand(low.ids(node.args[0]).shape)
 
     return {
         "constant_pad_nd": pad, "index_put": index_put, "_unsafe_index_put": index_put, "scatter_add": scatter(True),
-        "scatter": scatter(False), "index_add": index_add, "copy": lambda node: low.ids(node.args[1]).expand(low.ids(node.args[0]).shape),
-        "fill": lambda node: low.ids(node.args[1]).expand(low.ids(node.args[0]).shape),
+        "scatter": scatter(False), "index_add": index_add, "copy": fill, "fill": fill,
         "_unsafe_index": lambda node: low.ids(node.args[0])[
             tuple(slice(None) if i is None else low.known(i) for i in node.args[1])
         ],
@@ -421,7 +424,9 @@ def _put(low: Any, ids: Tensor, where: Tensor, source: Tensor, add: bool) -> Ten
         layer = torch.full_like(layers[0], low.zero)
         targets = where[left]
         _, inverse = torch.unique(targets, return_inverse=True)
-        first = torch.full((int(inverse.max()) + 1,), len(left)).scatter_reduce_(0, inverse, torch.arange(len(left)), "amin")
+        first = torch.full((int(inverse.max()) + 1,), len(left)).scatter_reduce_(
+            0, inverse, torch.arange(len(left)), "amin"
+        )
         layer[targets[first]] = source[left[first]]
         layers.append(layer)
         rest = torch.ones(len(left), dtype=torch.bool)

@@ -82,11 +82,12 @@ def find(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) ->
         raise CannotLower(reason)
     with _lock:
         seen, _ = guards.snapshot(field.f, field.all_args)
-        entry = _entries.get(_key(seen, field, y, split, gradients, want_t))
+        key = _key(seen, field, y, split, gradients, want_t)
+        entry = _entries.get(key)
         if entry is None or not _still_baked(entry, seen):
             seen, entry = _make(field, y, split, gradients, want_t)
         else:
-            _entries.move_to_end(_key(seen, field, y, split, gradients, want_t))
+            _entries.move_to_end(key)
     if entry.made is None:
         raise CannotLower(entry.refusal)
     return Bound(entry, tuple(seen.tensors[i] for i in entry.places), tuple(seen.counters))
@@ -95,7 +96,18 @@ def find(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) ->
 def _key(seen: guards.Snapshot, field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -> Any:
     layout = field.layout
     shape = (layout.spec, layout.shapes if not split or layout.batched else tuple(s[1:] for s in layout.shapes))
-    return seen.key, shape, layout.batched, y.dtype, str(y.device), field.has_aux, split, gradients, want_t, torch.get_default_dtype()
+    return (
+        seen.key,
+        shape,
+        layout.batched,
+        y.dtype,
+        str(y.device),
+        field.has_aux,
+        split,
+        gradients,
+        want_t,
+        torch.get_default_dtype(),
+    )
 
 
 def _still_baked(entry: Entry, seen: guards.Snapshot) -> bool:
@@ -236,7 +248,9 @@ def machine_eval(machine: Machine, made: FieldProgram, tensors: Any, values: lis
     return out
 
 
-def _verify_gradients(machine: Machine, made: FieldProgram, tensors: Any, values: Any, rows: int, expected: Any) -> None:
+def _verify_gradients(
+    machine: Machine, made: FieldProgram, tensors: Any, values: Any, rows: int, expected: Any
+) -> None:
     lanes, t, y, data = _lanes(made, values, rows)
     program, u = made.program, made.before(tensors)
     g = values[-1].reshape(lanes, -1).contiguous()
@@ -247,7 +261,12 @@ def _verify_gradients(machine: Machine, made: FieldProgram, tensors: Any, values
     machine.library.nd_vjp(machine.handle, pointer(u), lanes, *map(pointer, (t, y, data, *outputs)))
     _agree(expected[1], grad_y if program.grad_y else None, "the gradient of y", y.dtype)
     if program.grad_t is not None:
-        _agree(expected[2], grad_t if expected[2] is None or expected[2].ndim else grad_t.sum(), "the gradient of t", y.dtype)
+        _agree(
+            expected[2],
+            grad_t if expected[2] is None or expected[2].ndim else grad_t.sum(),
+            "the gradient of t",
+            y.dtype,
+        )
     theirs = expected[3 + made.num_data :]
     for a, b in zip(theirs, made.after(accumulators, tensors), strict=True):
         _agree(a, b, "a gradient of parameters", y.dtype)

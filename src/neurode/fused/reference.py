@@ -26,7 +26,7 @@ from neurode.fused.program import (
     WeightGradient,
 )
 
-truth = lambda x: x != 0  # noqa: E731
+truth = lambda x: x != 0
 
 MICRO: dict[Micro, Any] = {
     Micro.COPY: lambda a: a, Micro.ADD: torch.add, Micro.SUB: torch.sub, Micro.MUL: torch.mul, Micro.DIV: torch.div,
@@ -62,7 +62,7 @@ class Reference:
     def forward(self, t: Tensor, y: Tensor, data: Tensor | None = None) -> tuple[Tensor, dict[Space, Tensor]]:
         """`dy/dt` of samples `y` (T, D) at times `t` (T,), and the workspace that `backward` needs."""
         program, lanes = self.program, len(y)
-        make = lambda n: torch.full((n, lanes), float("nan"), dtype=y.dtype)  # noqa: E731
+        make = lambda n: torch.full((n, lanes), float("nan"), dtype=y.dtype)
         spaces = {
             Space.UNIFORM: self.uniforms.unsqueeze(1).expand(-1, lanes),
             Space.SAVED: make(program.rows_saved),
@@ -78,7 +78,7 @@ class Reference:
     def backward(self, spaces: dict[Space, Tensor], g: Tensor) -> dict[str, Tensor]:
         """Cotangents of y, t and the samples' data, and the accumulators, for cotangents `g` (T, D)."""
         program = self.program
-        make = lambda n: torch.full((n, len(g)), float("nan"), dtype=g.dtype)  # noqa: E731
+        make = lambda n: torch.full((n, len(g)), float("nan"), dtype=g.dtype)
         spaces = {**spaces, Space.SCRATCH: make(program.rows_backward), Space.COTANGENT: make(program.rows_cotangent)}
         spaces[Space.COTANGENT][: program.size] = g.t()
         for instruction in program.backward:
@@ -119,7 +119,12 @@ def execute(i: Instruction, spaces: dict[Space, Tensor], uniforms: Tensor) -> No
         _gemm(i, spaces, uniforms)
     elif isinstance(i, Reduce):
         x = read(i.x, spaces, i.n * i.m).reshape(i.n, i.m, -1)
-        folds = {Reduction.SUM: torch.sum, Reduction.MAX: torch.amax, Reduction.MIN: torch.amin, Reduction.PROD: torch.prod}
+        folds = {
+            Reduction.SUM: torch.sum,
+            Reduction.MAX: torch.amax,
+            Reduction.MIN: torch.amin,
+            Reduction.PROD: torch.prod,
+        }
         write(i.out, spaces, folds[i.kind](x, 1))
     else:
         assert isinstance(i, SampleProduct)

@@ -57,22 +57,26 @@ class LaneForm:
 
 def unsuitable(problem: Problem) -> str:
     """Why the native loops cannot solve a problem, whatever its field; empty where they can."""
-    method, norm = problem.method, problem.norm
-    reasons = {
-        f"the method {getattr(method, 'name', method)} is not an explicit Runge-Kutta method": method.kind != "explicit",
-        "events": bool(problem.events),
+    y0, method = problem.y0, problem.method
+    if method.kind != "explicit":
+        return f"the method {method.name!r}, which is not an explicit Runge-Kutta method"
+    if y0.device.type != "cpu" or y0.dtype not in (torch.float32, torch.float64):
+        return f"a state of {y0.dtype} on {y0.device}"
+    if y0.numel() == 0 or _empty_span(problem):
+        return "a solve without rows or with an empty span"
+    if isinstance(problem.first_step, Tensor) and problem.first_step.ndim > 0:
+        return "a first_step for each row"
+    if problem.norm not in (rms, row_rms):
+        return "a norm other than 'rms'"
+    used = {
+        "events": problem.events,
         "dense=True": problem.dense,
         "t_eval='steps'": isinstance(problem.t_eval, str),
-        "save": problem.save is not None,
+        "save=": problem.save is not None,
         "callbacks": problem.callbacks is not None,
-        "step_at or jump_at": bool(len(problem.step_at) or len(problem.jump_at)),
-        "a norm of your own": norm not in (rms, row_rms),
-        "a tensor as first_step": isinstance(problem.first_step, Tensor) and problem.first_step.ndim > 0,
-        f"a state of {problem.y0.dtype} on {problem.y0.device}": problem.y0.dtype not in (torch.float32, torch.float64)
-        or problem.y0.device.type != "cpu",
-        "no rows, or an empty span": problem.y0.numel() == 0 or _empty_span(problem),
+        "step_at= or jump_at=": len(problem.step_at) or len(problem.jump_at),
     }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    return next((name for name, value in used.items() if value), "")
 
 
 def _empty_span(problem: Problem) -> bool:
@@ -91,7 +95,12 @@ def prepare(problem: Problem) -> tuple[Bound, LaneForm, bool]:
     if reason:
         raise CannotLower(f"the fused engine does not take {reason}")
     recording = torch.is_grad_enabled()
-    times = [problem.t0, problem.t1, problem.t_eval, *(problem.grid if isinstance(problem.grid, list) else [problem.grid])]
+    times = [
+        problem.t0,
+        problem.t1,
+        problem.t_eval,
+        *(problem.grid if isinstance(problem.grid, list) else [problem.grid]),
+    ]
     want_t = recording and any(isinstance(t, Tensor) and t.requires_grad for t in times)
     field, y0 = problem.field, problem.y0
     rows = row_layout(field.layout)
@@ -164,7 +173,7 @@ class Work:
                 grid = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in grid])
             else:
                 grid = torch.tensor(grid, dtype=torch.float64)
-        as_time = lambda t: torch.as_tensor(t, dtype=torch.float64)  # noqa: E731
+        as_time = lambda t: torch.as_tensor(t, dtype=torch.float64)
         t_eval = None if problem.t_eval is None else problem.t_eval.double()
         return as_time(problem.t0), as_time(problem.t1), grid, t_eval
 
@@ -193,10 +202,11 @@ class Work:
         return s
 
     def _method(self, s: Solve) -> None:
-        numbers, give = native_tableau(self.problem.method), self._give
+        numbers = native_tableau(self.problem.method)  # kept by the cache as long as the method lives
+        self.alive.append(numbers)
         s.stages, s.extra, s.degree, s.fsal = numbers.stages, numbers.extra, numbers.p.shape[1], int(numbers.fsal)
-        s.a, s.b, s.c, s.p = map(give, (numbers.a, numbers.b, numbers.c, numbers.p))
-        s.e, s.e2 = give(numbers.e), give(numbers.e2)
+        s.a, s.b, s.c, s.p = map(pointer, (numbers.a, numbers.b, numbers.c, numbers.p))
+        s.e, s.e2 = pointer(numbers.e), pointer(numbers.e2)
 
     def _control(self, s: Solve) -> None:
         problem, pid = self.problem, self.problem.controller
@@ -244,7 +254,7 @@ class Work:
         grad_y0 = torch.zeros(rows, self.size, dtype=dtype)
         grad_data = torch.zeros(rows, self.made.program.num_rowdata, dtype=dtype) if wanted[1] else None
         accumulators = torch.zeros(max(self.made.program.num_accumulators, 1), dtype=dtype)
-        new = lambda want, *shape: torch.zeros(*shape, dtype=torch.float64) if want else None  # noqa: E731
+        new = lambda want, *shape: torch.zeros(*shape, dtype=torch.float64) if want else None
         adaptive = grid is None
         grad_t0, grad_t1 = (new(wanted[i] and adaptive, rows) for i in (2, 3))
         grad_grid = new(wanted[4], len(grid) if grid is not None else 0, rows)
@@ -254,7 +264,7 @@ class Work:
         s.grad_t0, s.grad_t1, s.grad_grid, s.grad_eval = map(pointer, (grad_t0, grad_t1, grad_grid, grad_eval))
         self.machine.backward(s)
         self._report()
-        fit = lambda g, like: None if g is None else g if g.shape == like.shape else g.sum(-1).reshape(like.shape)  # noqa: E731
+        fit = lambda g, like: None if g is None else g if g.shape == like.shape else g.sum(-1).reshape(like.shape)
         outer = self.made.after(accumulators, self.bound.tensors)
         return [
             grad_y0, grad_data, fit(grad_t0, t0), fit(grad_t1, t1), fit(grad_grid, grid), fit(grad_eval, t_eval), *outer,
@@ -288,7 +298,9 @@ class NativeSolve(torch.autograd.Function):
     """The solve as one operation of PyTorch's tape."""
 
     @staticmethod
-    def forward(ctx: Any, work: Work, y0: Tensor, data: Any, t0: Any, t1: Any, grid: Any, t_eval: Any, *outer: Tensor) -> Any:
+    def forward(
+        ctx: Any, work: Work, y0: Tensor, data: Any, t0: Any, t1: Any, grid: Any, t_eval: Any, *outer: Tensor
+    ) -> Any:
         ctx.work = work
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*outer)
