@@ -28,7 +28,18 @@ import neurode
 END = 20.0
 TIMES = np.linspace(0.0, END, 21)[1:]
 SCIPY = {"bosh3": "RK23", "dopri5": "RK45", "dop853": "DOP853"}
-METHODS = ["bosh3", "dopri5", "tsit5", "verner6", "verner7", "dopri8", "dop853", "verner9", "fehlberg2", "adaptive_heun"]
+METHODS = [
+    "bosh3",
+    "dopri5",
+    "tsit5",
+    "verner6",
+    "verner7",
+    "dopri8",
+    "dop853",
+    "verner9",
+    "fehlberg2",
+    "adaptive_heun",
+]
 
 
 def _tridiagonal(size: int, low: float, middle: float, high: float) -> torch.Tensor:
@@ -59,7 +70,9 @@ def _planets(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """C5: the five outer planets around the sun; masses, positions and velocities as in the paper."""
     place, speed = y[:15].reshape(3, 5), y[15:]
     m0 = 1.00000597682
-    m = y.new_tensor([0.000954786104043, 0.000285583733151, 0.0000437273164546, 0.0000517759138449, 0.00000277777777778])
+    m = y.new_tensor(
+        [0.000954786104043, 0.000285583733151, 0.0000437273164546, 0.0000517759138449, 0.00000277777777778]
+    )
     r3 = (place * place).sum(0) ** 1.5
     gaps = place.unsqueeze(1) - place.unsqueeze(2)  # [i, j, k] = place[i, k] - place[i, j]
     d3 = (gaps * gaps).sum(0) ** 1.5 + torch.eye(5, dtype=y.dtype)
@@ -190,9 +203,16 @@ def main(path: str = "detest.json") -> None:
                     row["scipy_error"] = scipy_error(name, method, tolerance)
                     ratios.append(error / row["scipy_error"])
                 rows.append(row)
-            mine = [row["error"] / tolerance for row in rows if row["method"] == method and row["tolerance"] == tolerance]
-            text = f"{method:14} {tolerance:.0e}  error/tolerance: median {np.median(mine):9.2f}, worst {max(mine):9.2f}"
-            print(text + (f"; to SciPy's: median {np.median(ratios):.2f}, worst {max(ratios):.2f}" if ratios else ""), flush=True)
+            mine = [
+                row["error"] / tolerance for row in rows if row["method"] == method and row["tolerance"] == tolerance
+            ]
+            text = (
+                f"{method:14} {tolerance:.0e}  error/tolerance: median {np.median(mine):9.2f}, worst {max(mine):9.2f}"
+            )
+            print(
+                text + (f"; to SciPy's: median {np.median(ratios):.2f}, worst {max(ratios):.2f}" if ratios else ""),
+                flush=True,
+            )
     with open(path, "w") as file:
         json.dump(rows, file, indent=1)
 

@@ -19,7 +19,15 @@ assert spec is not None and spec.loader is not None
 detest = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(detest)
 
-PAIRS = [("bosh3", 1e-3), ("bosh3", 1e-5), ("dopri5", 1e-3), ("dopri5", 1e-6), ("dopri5", 1e-8), ("dop853", 1e-6), ("dop853", 1e-9)]
+PAIRS = [
+    ("bosh3", 1e-3),
+    ("bosh3", 1e-5),
+    ("dopri5", 1e-3),
+    ("dopri5", 1e-6),
+    ("dopri5", 1e-8),
+    ("dop853", 1e-6),
+    ("dop853", 1e-9),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +39,8 @@ def _scipy():
 def test_with_scipy_s_controller_errors_are_scipy_s(method, tolerance, record_property):
     """`PID()` is the controller of SciPy's Runge-Kutta methods: the same steps, so at most twice the error everywhere."""
     ratios = {
-        name: detest.our_error(name, method, tolerance, controller=neurode.PID())[0] / detest.scipy_error(name, method, tolerance)
+        name: detest.our_error(name, method, tolerance, controller=neurode.PID())[0]
+        / detest.scipy_error(name, method, tolerance)
         for name in detest.PROBLEMS
     }
     record_property("ratios", ratios)

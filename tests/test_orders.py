@@ -129,9 +129,7 @@ def step_error(method, h, problem):
     gaps = []
     for start in STARTS:
         times = start + h * THETAS
-        sol = neurode.solve(
-            f, exact(torch.tensor(start)), (start, start + h), method=method, t_eval=times, **options
-        )
+        sol = neurode.solve(f, exact(torch.tensor(start)), (start, start + h), method=method, t_eval=times, **options)
         assert sol.stats.num_accepted == 1
         gaps.append(sol.ys - exact(times))
     return float(torch.stack(gaps).square().mean().sqrt())

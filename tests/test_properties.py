@@ -94,7 +94,7 @@ def test_a_field_that_closes_over_the_batch_and_one_that_couples_rows():
     closed = neurode.solve(lambda t, y: polynomial(t, y, k), y0, span, batch_dim=0, **ADAPTIVE)
     given_ = neurode.solve(polynomial, y0, span, args=(neurode.per_row(k),), batch_dim=0, **ADAPTIVE)
     assert torch.equal(closed.y1, given_.y1)
-    coupled = lambda t, y: -y + 0.1 * y.mean(0)  # noqa: E731
+    coupled = lambda t, y: -y + 0.1 * y.mean(0)
     free = neurode.solve(coupled, y0, (0.0, 1.0), batch_dim=0, rtol=1e-9, atol=1e-11, method="dopri5")
     joint = neurode.solve(coupled, y0, (0.0, 1.0), rtol=1e-10, atol=1e-12, method="dopri5")
     assert (free.y1 - joint.y1).abs().max() < 0.02  # rows at times of their own see a mean of mixed times
@@ -128,7 +128,7 @@ def test_splitting_a_fixed_grid_at_one_of_its_points_changes_nothing(seed, at):
 @given(shift=st.floats(-50, 50), seed=st.integers(0, 1000))
 def test_an_autonomous_system_does_not_know_the_time(shift, seed):
     y0, k, _ = batch(seed, 3)
-    f = lambda t, y, k: k * y - y * y * y  # noqa: E731
+    f = lambda t, y, k: k * y - y * y * y
     here = neurode.solve(f, y0, (0.0, 1.0), args=(k,), **ADAPTIVE)
     there = neurode.solve(f, y0, (shift, shift + 1.0), args=(k,), **ADAPTIVE)
     assert torch.allclose(here.y1, there.y1, rtol=1e-8, atol=1e-10)

@@ -104,7 +104,9 @@ class Integrals:
             y1=self.layout.unpack(solution.y1[0]),
             events=events,
             integrals=pytree.tree_unflatten(sums, self.spec),
-            interpolant=None if dense is None else lambda t, derivative: self._state_of(dense(t, derivative=derivative), t),
+            interpolant=None
+            if dense is None
+            else lambda t, derivative: self._state_of(dense(t, derivative=derivative), t),
         )
 
     def _state_of(self, values: Any, t: Any) -> Any:
@@ -129,16 +131,24 @@ def extend(problem: Problem, function: Any, steer: bool) -> tuple[Problem, Integ
     if problem.method.kind == "symplectic":
         raise InputError(f"integrate= needs a method that is not symplectic; {problem.method.name!r} splits its state.")
     if problem.callbacks is not None:
-        raise InputError("integrate= and callbacks= do not go together: add the integral to the state, y = (state, sum).")
+        raise InputError(
+            "integrate= and callbacks= do not go together: add the integral to the state, y = (state, sum)."
+        )
     with torch.no_grad():
         t = torch.as_tensor(problem.t0).detach().to(field.time_dtype).to(layout.device)
         t = field.row_time(t, problem.y0) if layout.batched else t
         values, spec = pytree.tree_flatten(function(t, layout.unpack(problem.y0), *field.args))
     rows = problem.y0.shape[:1] if layout.batched else torch.Size()
     for value in values:
-        if not isinstance(value, Tensor) or value.shape[: len(rows)] != rows or value.is_complex() > layout.dtype.is_complex:
+        if (
+            not isinstance(value, Tensor)
+            or value.shape[: len(rows)] != rows
+            or value.is_complex() > layout.dtype.is_complex
+        ):
             got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"integrate(t, y) returned {got}; it must return tensors{f' of {rows[0]} rows' if rows else ''}.")
+            raise InputError(
+                f"integrate(t, y) returned {got}; it must return tensors{f' of {rows[0]} rows' if rows else ''}."
+            )
     integrals = Integrals(function, layout, spec, steer)
     zeros = [torch.zeros_like(value, dtype=layout.dtype) for value in values]
     wide, state = read_state((problem.y0, zeros), 0 if layout.batched else None)

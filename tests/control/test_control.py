@@ -107,10 +107,12 @@ CONTROLLERS = {"i": PID.i(), "pi": PID.pi(), "pi34": PID.pi34(), "h312": PID.h31
 @BATCH
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_every_controller_keeps_the_tolerance(name, batch_dim):
-    f = lambda t, y: torch.stack([y[..., 1], 5 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]], -1)  # noqa: E731
+    f = lambda t, y: torch.stack([y[..., 1], 5 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]], -1)
     y0 = torch.tensor([[2.0, 0.0]])
     want = neurode.solve(f, y0, (0, 10), method="dop853", rtol=1e-12, atol=1e-12).y1
-    sol = neurode.solve(f, y0, (0, 10), controller=CONTROLLERS[name], batch_dim=batch_dim, method="tsit5", rtol=1e-7, atol=1e-7)
+    sol = neurode.solve(
+        f, y0, (0, 10), controller=CONTROLLERS[name], batch_dim=batch_dim, method="tsit5", rtol=1e-7, atol=1e-7
+    )
     assert (sol.y1 - want).abs().max() < 1e-4
     assert torch.as_tensor(sol.stats.num_rejected).max() < 0.25 * torch.as_tensor(sol.stats.num_accepted).max()
 
@@ -145,7 +147,14 @@ def test_float_and_tensor_control_agree():
 def test_the_first_step_is_hairer_s():
     """II.4 by hand for y' = -y, y0 = 1, rtol = atol = 1e-6: d0 = d1 = 5e5, h0 = 0.01, d2 = 5e5, h1 = (0.01 / 5e5)^(1/5)."""
     sol = neurode.solve(
-        lambda t, y: -y, torch.ones(1), (0, 10), method="dopri5", rtol=1e-6, atol=1e-6, t_eval="steps", controller=PID.i()
+        lambda t, y: -y,
+        torch.ones(1),
+        (0, 10),
+        method="dopri5",
+        rtol=1e-6,
+        atol=1e-6,
+        t_eval="steps",
+        controller=PID.i(),
     )
     h1 = (0.01 / 5e5) ** 0.2
     assert sol.ts[1].item() == pytest.approx(h1, rel=1e-9)
@@ -154,7 +163,13 @@ def test_the_first_step_is_hairer_s():
 def test_a_row_s_own_tolerance():
     f, y0 = lambda t, y: -y, torch.ones(2, 1)
     sol = neurode.solve(
-        f, y0, (0, 3), batch_dim=0, method="dopri5", rtol=torch.tensor([[1e-3], [1e-10]]), atol=torch.tensor([[1e-4], [1e-12]])
+        f,
+        y0,
+        (0, 3),
+        batch_dim=0,
+        method="dopri5",
+        rtol=torch.tensor([[1e-3], [1e-10]]),
+        atol=torch.tensor([[1e-4], [1e-12]]),
     )
     errors = (sol.y1 - math.exp(-3)).abs().flatten()
     assert errors[1] < 1e-9 < errors[0] and sol.stats.num_accepted[1] > 4 * sol.stats.num_accepted[0]

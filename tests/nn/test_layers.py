@@ -165,7 +165,9 @@ def test_check_depth_tells_an_ode_from_a_residual_network():
     assert check_depth(fine, y, steps=(5,)).is_ode
 
 
-@pytest.mark.parametrize("options", [dict(method="rk4", steps=5), dict(method="dopri5", rtol=1e-6)], ids=["rk4", "dopri5"])
+@pytest.mark.parametrize(
+    "options", [dict(method="rk4", steps=5), dict(method="dopri5", rtol=1e-6)], ids=["rk4", "dopri5"]
+)
 def test_a_model_s_whole_life(options, tmp_path):
     """Shapes, a gradient for every parameter, training, save, load, repr, copies."""
     torch.manual_seed(0)
@@ -209,6 +211,6 @@ def test_train_and_eval_reach_the_field():
 
 
 def test_a_layer_takes_a_pytree():
-    f = lambda t, y: {"q": y["p"], "p": -y["q"]}  # noqa: E731
+    f = lambda t, y: {"q": y["p"], "p": -y["q"]}
     out = NeuralODE(f, (0, math.pi), method="rk4", steps=50)({"q": torch.ones(3, 1), "p": torch.zeros(3, 1)})
     assert torch.allclose(out["q"], -torch.ones(3, 1), atol=1e-5)

@@ -69,17 +69,29 @@ def test_aux_has_gradients_and_failures_do_not_spoil_them():
 
     bad = neurode.per_row(torch.tensor([[0.0], [1.0]]))
     sol = neurode.solve(
-        f, torch.ones(2, 1), (0, 1), args=(bad,), t_eval=[0.2, 0.8], has_aux=True, batch_dim=0, on_failure="nan", **ADAPTIVE
+        f,
+        torch.ones(2, 1),
+        (0, 1),
+        args=(bad,),
+        t_eval=[0.2, 0.8],
+        has_aux=True,
+        batch_dim=0,
+        on_failure="nan",
+        **ADAPTIVE,
     )
-    assert torch.isnan(sol.aux).squeeze(-1).tolist() == [[False, False], [False, True]] or torch.isnan(sol.aux[1, 1]).all()
+    assert (
+        torch.isnan(sol.aux).squeeze(-1).tolist() == [[False, False], [False, True]] or torch.isnan(sol.aux[1, 1]).all()
+    )
     (grad,) = torch.autograd.grad(sol.aux[1, 0].sum(), a)  # a exp(2 a t)
     assert grad.item() == pytest.approx(math.exp(-1.6) * (1 - 1.6), rel=1e-6)
 
 
 def test_outputs_behind_a_terminal_event_are_nan():
     stop = neurode.Event(lambda t, y: y[0] - 0.5, terminal=True)
-    f = lambda t, y: (-y, y.sum())  # noqa: E731
-    sol = neurode.solve(f, [1.0], (0, 5), t_eval=[0.1, 3.0], events=[stop], has_aux=True, save=lambda t, y: 2 * y, **ADAPTIVE)
+    f = lambda t, y: (-y, y.sum())
+    sol = neurode.solve(
+        f, [1.0], (0, 5), t_eval=[0.1, 3.0], events=[stop], has_aux=True, save=lambda t, y: 2 * y, **ADAPTIVE
+    )
     assert torch.isnan(sol.aux).tolist() == [False, True]
     assert torch.isnan(sol.ys).flatten().tolist() == [False, True]
     assert sol.ys[0].item() == pytest.approx(2 * math.exp(-0.1))
@@ -104,7 +116,7 @@ def test_running_integrals_against_closed_forms(options, batch_dim):
 @BATCH
 def test_integrals_change_no_step_unless_asked(batch_dim):
     y0 = torch.tensor([[1.0], [2.0]])
-    f, fast = lambda t, y: -y, lambda t, y: torch.sin(60 * t) + 0 * y  # noqa: E731
+    f, fast = lambda t, y: -y, lambda t, y: torch.sin(60 * t) + 0 * y
     options = dict(method="dopri5", rtol=1e-6, atol=1e-8, batch_dim=batch_dim)
     plain = neurode.solve(f, y0, (0, 3), **options)
     along = neurode.solve(f, y0, (0, 3), integrate=fast, **options)
@@ -123,7 +135,7 @@ def test_integrals_know_norms_tolerances_events_and_dense_output():
         shapes.append(y.shape)
         return y.abs().amax()
 
-    fall = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -10.0)])  # noqa: E731
+    fall = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -10.0)])
     bounce = neurode.Event(
         lambda t, y: y[0], direction=-1, apply=lambda t, y: torch.stack([torch.zeros_like(y[0]), -0.5 * y[1]])
     )
@@ -168,6 +180,8 @@ def test_integrals_refuse_what_they_cannot_do():
     with pytest.raises(neurode.InputError, match="2 rows"):
         neurode.solve(f, torch.ones(2, 1), (0, 1), integrate=lambda t, y: y.sum(), batch_dim=0)
     with pytest.raises(neurode.InputError, match="symplectic"):
-        neurode.solve(lambda t, s: (s[1], -s[0]), (y0, y0), (0, 1), method="leapfrog", steps=3, integrate=lambda t, s: s[0])
+        neurode.solve(
+            lambda t, s: (s[1], -s[0]), (y0, y0), (0, 1), method="leapfrog", steps=3, integrate=lambda t, s: s[0]
+        )
     with pytest.raises(neurode.FieldError, match=r"shape \(1, 2\), but the state has shape \(2,\)"):
         neurode.solve(lambda t, y: y[None], y0, (0, 1), integrate=lambda t, y: y)

@@ -66,24 +66,26 @@ def test_a_row_alone_is_the_joint_solve(method, problem):
     """One row with its own step takes the very steps of a joint solve of the same system."""
     f, exact, span = PROBLEMS[problem]
     y0 = exact(torch.tensor(span[0]))
-    g = lambda t, y: f(t.reshape(-1)[0], y[0]).unsqueeze(0)  # noqa: E731
+    g = lambda t, y: f(t.reshape(-1)[0], y[0]).unsqueeze(0)
     joint = neurode.solve(f, y0, span, method=method, rtol=1e-4, atol=1e-5)
     alone = neurode.solve(g, y0[None], span, method=method, rtol=1e-4, atol=1e-5, batch_dim=0)
     assert int(alone.stats.num_accepted[0]) == joint.stats.num_accepted
     assert int(alone.stats.num_rejected[0]) == joint.stats.num_rejected
-    again = 0 if neurode.methods.get(method).fsal else joint.stats.num_rejected  # a joint step keeps f(t, y) after a rejection
+    again = (
+        0 if neurode.methods.get(method).fsal else joint.stats.num_rejected
+    )  # a joint step keeps f(t, y) after a rejection
     assert int(alone.stats.num_evaluations[0]) == joint.stats.num_evaluations + again
     # An estimate near rounding moves the steps by a hair, and the result by that share of its error.
     assert torch.allclose(alone.y1[0], joint.y1, rtol=1e-7, atol=1e-7)
 
 
 def test_the_three_ways_to_a_grid_are_one():
-    f = lambda t, y: torch.sin(t) - y  # noqa: E731
+    f = lambda t, y: torch.sin(t) - y
     y0 = torch.tensor([1.0, 2.0])
     one = neurode.solve(f, y0, (0, 2), method="rk4", steps=8).y1
     assert torch.equal(one, neurode.solve(f, y0, (0, 2), method="rk4", step_size=0.25).y1)
     assert torch.equal(one, neurode.solve(f, y0, (0, 2), method="rk4", grid=torch.linspace(0, 2, 9)).y1)
-    points = lambda t0, t1: torch.linspace(t0, t1, 9)  # noqa: E731
+    points = lambda t0, t1: torch.linspace(t0, t1, 9)
     assert torch.equal(one, neurode.solve(f, y0, (0, 2), method="rk4", grid=points).y1)
 
 
@@ -122,7 +124,7 @@ def test_reversing_time_returns_to_the_start():
 
 def test_a_tighter_tolerance_for_one_leaf_is_kept():
     """The tolerance of an element holds for that element."""
-    f = lambda t, y: {"a": torch.cos(3 * t), "b": torch.cos(3 * t)}  # noqa: E731
+    f = lambda t, y: {"a": torch.cos(3 * t), "b": torch.cos(3 * t)}
     y0 = {"a": torch.tensor(0.0), "b": torch.tensor(0.0)}
     loose = neurode.solve(f, y0, (0, 3), method="bosh3", rtol=0.0, atol=1e-3)
     mixed = neurode.solve(f, y0, (0, 3), method="bosh3", rtol=0.0, atol={"a": 1e-3, "b": 1e-7})

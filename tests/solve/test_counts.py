@@ -34,7 +34,9 @@ def test_fixed_grids(method, stages, batch_dim):
     assert sol.stats.nfe is sol.stats.num_evaluations
 
 
-@pytest.mark.parametrize("outputs", [dict(), dict(t_eval=torch.linspace(0, 5, 40)), dict(dense=True), dict(t_eval="steps")])
+@pytest.mark.parametrize(
+    "outputs", [dict(), dict(t_eval=torch.linspace(0, 5, 40)), dict(dense=True), dict(t_eval="steps")]
+)
 @pytest.mark.parametrize("batch_dim", [None, 0])
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.adaptive])
 def test_adaptive_counts_are_the_calls(method, batch_dim, outputs):
@@ -61,7 +63,7 @@ def test_fsal_saves_the_first_stage(method):
 
 
 def test_dense_output_of_an_extended_tableau_costs_its_stages():
-    f = lambda t, y: -y  # noqa: E731
+    f = lambda t, y: -y
     plain = neurode.solve(f, torch.ones(1), (0, 3), method="dop853", rtol=1e-8)
     dense = neurode.solve(f, torch.ones(1), (0, 3), method="dop853", rtol=1e-8, dense=True)
     extra = len(METHODS["dop853"].extra_A)

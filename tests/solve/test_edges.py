@@ -9,7 +9,7 @@ import torch
 
 import neurode
 
-DECAY = lambda t, y: -y  # noqa: E731
+DECAY = lambda t, y: -y
 FIXED, ADAPTIVE = dict(method="rk4", steps=5), dict(method="dopri5", rtol=1e-6, atol=1e-8)
 BOTH = pytest.mark.parametrize("options", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
 BATCH = pytest.mark.parametrize("batch_dim", [None, 0])
@@ -130,7 +130,9 @@ def test_outputs_beside_a_failed_row_are_differentiated_at_their_times(options, 
 
     bad = neurode.per_row(torch.tensor([[0.0], [1.0], [0.0]]))
     times = torch.linspace(0.2, 0.9, number)
-    sol = neurode.solve(f, torch.ones(3, 1), (0, 1), args=(bad,), t_eval=times, batch_dim=0, on_failure="nan", **options)
+    sol = neurode.solve(
+        f, torch.ones(3, 1), (0, 1), args=(bad,), t_eval=times, batch_dim=0, on_failure="nan", **options
+    )
     for i, t in enumerate(times.tolist()):
         (grad,) = torch.autograd.grad(sol.ys[i, 2].sum(), a, retain_graph=True)
         assert grad.item() == pytest.approx(t * math.exp(-t), rel=1e-3)
@@ -149,7 +151,7 @@ def test_times_in_t_eval_may_repeat(options, batch_dim):
 
 def test_a_float32_solve_over_1e5_steps_ends_exactly_on_t1():
     t1 = 0.1 + 1e5 * 1e-3
-    f = lambda t, y: torch.zeros_like(y) + 1.0  # noqa: E731
+    f = lambda t, y: torch.zeros_like(y) + 1.0
     y0 = torch.zeros(1, dtype=torch.float32)
     seen = []
 
@@ -165,16 +167,20 @@ def test_a_float32_solve_over_1e5_steps_ends_exactly_on_t1():
 
 
 def test_a_float32_adaptive_solve_ends_exactly_on_t1():
-    f = lambda t, y: torch.cos(t).expand(1)  # noqa: E731
+    f = lambda t, y: torch.cos(t).expand(1)
     for t1 in (97.3, 1234.567):
-        sol = neurode.solve(f, torch.zeros(1, dtype=torch.float32), (0.1, t1), method="bosh3", max_step=0.25, t_eval="steps")
+        sol = neurode.solve(
+            f, torch.zeros(1, dtype=torch.float32), (0.1, t1), method="bosh3", max_step=0.25, t_eval="steps"
+        )
         assert float(sol.ts[-1]) == t1 and float(sol.t1) == t1
         assert (sol.ts[1:] > sol.ts[:-1]).all()
 
 
 def test_a_span_far_from_zero_in_float32():
     """Times are float64 inside: a span that float32 could not hold still has its length."""
-    sol = neurode.solve(lambda t, y: torch.ones_like(y), torch.zeros(1, dtype=torch.float32), (1e8, 1e8 + 1), method="rk4", steps=4)
+    sol = neurode.solve(
+        lambda t, y: torch.ones_like(y), torch.zeros(1, dtype=torch.float32), (1e8, 1e8 + 1), method="rk4", steps=4
+    )
     assert sol.y1.item() == 1.0 and sol.ts[-1].item() == 1e8 + 1
 
 
@@ -233,7 +239,11 @@ def test_no_grad_and_inference_mode():
     with torch.no_grad():
         assert not neurode.solve(DECAY, y0, (0, 1), **ADAPTIVE).y1.requires_grad
     with torch.inference_mode():
-        assert neurode.solve(DECAY, torch.ones(2, 1), (0, 1), batch_dim=0, t_eval=[0.5], **ADAPTIVE).ys.shape == (1, 2, 1)
+        assert neurode.solve(DECAY, torch.ones(2, 1), (0, 1), batch_dim=0, t_eval=[0.5], **ADAPTIVE).ys.shape == (
+            1,
+            2,
+            1,
+        )
 
 
 def test_steps_as_outputs():

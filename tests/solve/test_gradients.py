@@ -1,4 +1,4 @@
-"""Gradients on PyTorch's tape: gradcheck for every input of a solve, on fixed grids and with adaptive steps, joint and in rows."""
+"""Gradients on PyTorch's tape: gradcheck for every input of a solve, fixed and adaptive, joint and in rows."""
 
 from __future__ import annotations
 

@@ -50,8 +50,12 @@ def test_rows_of_any_shape_and_the_shape_of_t(options, shape):
 
 def test_t_is_a_tensor_of_the_real_dtype():
     seen = []
-    f = lambda t, y: (seen.append((t.shape, t.dtype)), -y)[1]  # noqa: E731
-    for dtype, real in ((torch.float32, torch.float32), (torch.complex64, torch.float32), (torch.complex128, torch.float64)):
+    f = lambda t, y: (seen.append((t.shape, t.dtype)), -y)[1]
+    for dtype, real in (
+        (torch.float32, torch.float32),
+        (torch.complex64, torch.float32),
+        (torch.complex128, torch.float64),
+    ):
         seen.clear()
         neurode.solve(f, torch.ones(2, dtype=dtype), (0, 1), method="rk4", steps=2)
         assert set(seen) == {(torch.Size([]), real)}
@@ -85,7 +89,7 @@ def test_pytrees_in_and_out(name, batch_dim, options):
 def test_a_pytree_is_its_vector():
     """Packing changes no step: the same solve as that of the concatenated vector, bit for bit."""
     a, b = torch.randn(3), torch.randn(2)
-    f = lambda t, y: (torch.sin(y[0]) * t, y[1] * y[0].sum())  # noqa: E731
+    f = lambda t, y: (torch.sin(y[0]) * t, y[1] * y[0].sum())
 
     def g(t, y):
         return torch.cat(f(t, y.split([3, 2])))
@@ -104,7 +108,7 @@ def test_complex_states(dtype, batch_dim, options):
     sol = neurode.solve(lambda t, y: 1j * y, y0, (0, 1), t_eval=[0.5, 1.0], batch_dim=batch_dim, **options)
     turn = torch.exp(1j * torch.tensor([0.5, 1.0])).reshape(2, 1, 1).to(dtype)
     assert sol.ys.dtype == dtype and torch.allclose(sol.ys, y0 * turn, rtol=2e-4)
-    pair = lambda t, y: torch.stack([-y[..., 1], y[..., 0]], -1)  # noqa: E731
+    pair = lambda t, y: torch.stack([-y[..., 1], y[..., 0]], -1)
     real = neurode.solve(pair, torch.view_as_real(y0), (0, 1), t_eval=[0.5, 1.0], batch_dim=batch_dim, **options)
     assert torch.allclose(torch.view_as_real(sol.ys), real.ys, rtol=2e-4, atol=2e-4)
 
@@ -141,7 +145,7 @@ def test_numbers_lists_and_arrays():
 
 @pytest.mark.parametrize("norm", ["rms", "max"])
 def test_norms_by_name_and_by_hand(norm):
-    f = lambda t, y: {"a": -y["a"], "b": torch.sin(20 * t) + 0 * y["b"]}  # noqa: E731
+    f = lambda t, y: {"a": -y["a"], "b": torch.sin(20 * t) + 0 * y["b"]}
     y0 = {"a": torch.ones(50), "b": torch.zeros(1)}
     by_hand = {
         "rms": lambda y: torch.cat([y["a"], y["b"]]).square().mean().sqrt(),

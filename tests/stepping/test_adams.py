@@ -63,19 +63,21 @@ def uneven(n):
 @BOTH
 def test_the_order_holds_on_an_unequal_grid(name):
     assert abs(order(name, (200, 400), uneven)[0] - 4) <= 0.25
-    sudden = lambda n: dict(step_size=3.0 / (n - 0.37))  # noqa: E731 - the last step is shorter
+    sudden = lambda n: dict(step_size=3.0 / (n - 0.37))
     assert abs(order(name, (200, 400), sudden)[0] - 4) <= 0.25
 
 
 def test_evaluations():
-    f = lambda t, y: -y  # noqa: E731
+    f = lambda t, y: -y
     sol = neurode.solve(f, torch.ones(2), (0, 1), method="explicit_adams", steps=20)
     assert sol.stats.num_evaluations == 3 * 4 + 17  # three steps of the start, then one a step
     once = dataclasses.replace(get("implicit_adams"), max_iters=1)
     sol = neurode.solve(f, torch.ones(2), (0, 1), method=once, steps=20)
     assert sol.stats.num_evaluations == 2 * 4 + 18 * 2
     dense = neurode.solve(f, torch.ones(2), (0, 1), method="explicit_adams", steps=20, dense=True)
-    assert dense.stats.num_evaluations == sol.stats.num_accepted + 1 + 3 * 3  # f at every point once, and the start's stages
+    assert (
+        dense.stats.num_evaluations == sol.stats.num_accepted + 1 + 3 * 3
+    )  # f at every point once, and the start's stages
 
 
 def test_the_iteration_stops_when_it_has_converged():
@@ -109,7 +111,7 @@ def test_dense_output_changes_nothing(name):
 @BOTH
 @pytest.mark.parametrize("grid", [dict(steps=12), dict(step_size=0.09)], ids=["steps", "step_size"])
 def test_rows_are_what_they_are_alone(name, grid):
-    f = lambda t, y: torch.sin(y) * torch.cos(t)  # noqa: E731
+    f = lambda t, y: torch.sin(y) * torch.cos(t)
     y0, t1 = torch.tensor([[0.5], [1.0], [2.0]]), torch.tensor([1.0, -0.5, 2.0])
     times = torch.linspace(0, 1, 5).unsqueeze(1) * t1
     together = neurode.solve(f, y0, (torch.zeros(3), t1), method=name, batch_dim=0, t_eval=times, **grid)
@@ -128,7 +130,7 @@ def test_gradcheck_with_both_ends_of_time(name):
 
     def run(grid):
         def solve(y0, w, t0, t1):
-            f = lambda t, y: torch.tanh(y @ w.T) + torch.sin(2 * t)  # noqa: E731
+            f = lambda t, y: torch.tanh(y @ w.T) + torch.sin(2 * t)
             return neurode.solve(f, y0, (t0, t1), method=method, **grid).y1
 
         return solve
@@ -136,14 +138,14 @@ def test_gradcheck_with_both_ends_of_time(name):
     leaves = (y0.requires_grad_(), w, t0.requires_grad_(), t1.requires_grad_())
     assert torch.autograd.gradcheck(run(dict(steps=7)), leaves)
     assert torch.autograd.gradcheck(run(dict(step_size=0.12)), leaves)
-    fixed = lambda y0, w: run(dict(grid=points))(y0, w, 0.2, 1.0)  # noqa: E731
+    fixed = lambda y0, w: run(dict(grid=points))(y0, w, 0.2, 1.0)
     assert torch.autograd.gradcheck(fixed, leaves[:2])
 
 
 @BOTH
 def test_an_event_restarts_the_history(name):
     """A ball: between bounces the motion is a parabola, which every method here has exactly."""
-    fall = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -10.0)])  # noqa: E731
+    fall = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -10.0)])
     bounce = neurode.Event(
         lambda t, y: y[0], direction=-1, apply=lambda t, y: torch.stack([torch.zeros_like(y[0]), -0.5 * y[1]])
     )

@@ -43,7 +43,9 @@ def test_order(name, f):
 def test_order_of_the_output_over_the_interval(name):
     y0 = (torch.tensor([1.0, 0.3]), torch.tensor([0.0, -0.5]))
     times = torch.linspace(0, 3, 53)
-    want = torch.cat(neurode.solve(pendulum, y0, (0.0, 3.0), method="dop853", rtol=1e-13, atol=1e-14, t_eval=times).ys, 1)
+    want = torch.cat(
+        neurode.solve(pendulum, y0, (0.0, 3.0), method="dop853", rtol=1e-13, atol=1e-14, t_eval=times).ys, 1
+    )
     errors = [float((torch.cat(solve(name, n, t_eval=times).ys, 1) - want).abs().max()) for n in (80, 160, 320)]
     assert abs(math.log2(errors[0] / errors[2]) / 2 - ORDER[name]) <= 0.2
 
@@ -78,7 +80,7 @@ def test_time_runs_back_to_the_start(name):
 @BOTH
 def test_energy_does_not_drift(name):
     """Over 50 periods, the energy of an oscillator stays in a band; a Runge-Kutta method of order 4 loses it."""
-    spring = lambda t, s: (s[1], -s[0])  # noqa: E731
+    spring = lambda t, s: (s[1], -s[0])
     y0 = (torch.tensor([1.0]), torch.tensor([0.0]))
     span, steps = (0.0, 100 * math.pi), 2000
     with torch.no_grad():
@@ -115,7 +117,7 @@ def test_gradcheck(name):
 @BOTH
 def test_nested_parts(name):
     y0 = {"a": torch.ones(2), "b": torch.zeros(2)}
-    f = lambda t, s: {"a": s["b"], "b": -s["a"]}  # noqa: E731 - a dict of two is (q, p) in the order of its keys
+    f = lambda t, s: {"a": s["b"], "b": -s["a"]}
     out = neurode.solve(f, y0, (0, 1), method=name, steps=50).y1
     assert torch.allclose(out["a"], torch.full((2,), math.cos(1.0)), atol=1e-3)
 

@@ -41,7 +41,9 @@ def along(call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: 
         t = t.reshape(-1, *layout.time_shape) if layout.batched else t
         values, tree = pytree.tree_flatten(call(t, pytree.tree_unflatten(safe, spec)))
         results.append([_masked(value, gone) for value in values])
-    stacked = [torch.stack(column) if len(ts) else column[0].new_empty((0, *column[0].shape)) for column in zip(*results)]
+    stacked = [
+        torch.stack(column) if len(ts) else column[0].new_empty((0, *column[0].shape)) for column in zip(*results)
+    ]
     return pytree.tree_unflatten(stacked, tree)
 
 

@@ -22,4 +22,14 @@ def stepper(method: Any) -> Any:
     return STEPPERS[method.kind](method)
 
 
-__all__ = ["STEPPERS", "AdamsStepper", "ExplicitStepper", "Interval", "Piece", "Step", "SymplecticStepper", "places", "stepper"]
+__all__ = [
+    "STEPPERS",
+    "AdamsStepper",
+    "ExplicitStepper",
+    "Interval",
+    "Piece",
+    "Step",
+    "SymplecticStepper",
+    "places",
+    "stepper",
+]
