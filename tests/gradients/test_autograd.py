@@ -52,7 +52,7 @@ def test_gradcheck_parameters(method: str) -> None:
     y0 = torch.randn(3, 2)
 
     def end(*values: Tensor) -> Tensor:
-        g = lambda t, y: torch.func.functional_call(field, dict(zip(names, values, strict=True)), (t, y))  # noqa: E731
+        g = lambda t, y: torch.func.functional_call(field, dict(zip(names, values, strict=True)), (t, y))
         return solve(g, y0, (0.0, 1.0), **OPTIONS[method]).y1
 
     values = tuple(p.detach().clone().requires_grad_() for p in field.parameters())
@@ -88,13 +88,13 @@ def test_second_derivatives(method: str) -> None:
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_forward_and_reverse_mode_agree(method: str) -> None:
     y0, w, *_ = (x.detach() for x in inputs())
-    end = lambda y: solve(f, y, (0.0, 1.0), args=(w,), **OPTIONS[method]).y1  # noqa: E731
+    end = lambda y: solve(f, y, (0.0, 1.0), args=(w,), **OPTIONS[method]).y1
     torch.testing.assert_close(torch.func.jacfwd(end)(y0), torch.func.jacrev(end)(y0))
 
 
 def test_vmap_of_fixed_steps() -> None:
     y0, w, *_ = (x.detach() for x in inputs(7))
-    end = lambda y: solve(f, y, (0.0, 1.0), args=(w,), **OPTIONS["rk4"]).y1  # noqa: E731
+    end = lambda y: solve(f, y, (0.0, 1.0), args=(w,), **OPTIONS["rk4"]).y1
     torch.testing.assert_close(torch.vmap(end)(y0), end(y0))
 
 
@@ -197,7 +197,7 @@ def test_adjoint_reports_its_work() -> None:
 def test_event_time_gradient_is_that_of_the_closed_form() -> None:
     """A stone falls from height h: t = sqrt(2 h / g)."""
     h, g = torch.tensor(10.0, requires_grad=True), torch.tensor(9.81, requires_grad=True)
-    fall = lambda t, y, g: torch.stack([y[1], -g + 0 * y[1]])  # noqa: E731
+    fall = lambda t, y, g: torch.stack([y[1], -g + 0 * y[1]])
     ground = Event(lambda t, y, g: y[0], direction=-1, terminal=True)
     solution = solve(fall, torch.stack([h, 0 * h]), (0, 50), args=(g,), events=[ground], method="dopri5")
     exact = torch.sqrt(2 * h / g)

@@ -13,7 +13,6 @@ from neurode._loop import Outcome, integrate, time_dtype
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import number, unreadable
-from neurode.control import standins
 from neurode.gradients.inputs import Inputs, Replayed, autocast_state, find_inputs, refuse_unlisted, uncached_autocast
 from neurode.gradients.replay import JointReplay, Recorder, RowReplay
 from neurode.gradients.stages import StageField
@@ -226,15 +225,12 @@ class _Sweep:
         self.work, problem = work, work.problem
         self.times = _Times(times, time_dtype(y0.device))
         self.y0, self.strides = y0, work.recorder.strides
-        self.inputs = Replayed(problem.field, work.inputs, inputs)
-        field = self.inputs.field
-        if work.gone is not None and not bool(work.gone.all()):
-            field = standins._field_of(field, work.gone)
-        self.calls, field.num_calls = field.num_calls, 0
-        self.field = field
-        self.taped = StageField(field, self.inputs) if work.settings.alive == "stage" else field
+        gone = None if work.gone is None or bool(work.gone.all()) else work.gone
+        self.inputs = Replayed(problem.field, work.inputs, inputs, gone)
+        self.inputs.field.num_calls = 0
+        self.stages = StageField(self.inputs) if work.settings.alive == "stage" else None
         kind = RowReplay if problem.per_row else JointReplay
-        self.replay = kind(problem, self.strides, self.times, work.gone)
+        self.replay = kind(problem, self.strides, self.times, gone)
         self.totals = [torch.zeros_like(x) for x in inputs]
         self.gy = torch.zeros_like(y0)
         self.grad_ys: Any = None
@@ -255,13 +251,13 @@ class _Sweep:
                 states.kept = kept  # for another backward pass over the same graph
         self._start_outputs()
         stats = Stats(method=work.stats.method, gradient="discrete", engine="eager")
-        stats.num_calls = stats.num_evaluations = self.field.num_calls
+        stats.num_calls = stats.num_evaluations = self.inputs.field.num_calls
         stats.num_accepted = self.steps
         work.stats.backward = stats
 
     @torch.no_grad()
     def _advance(self, n: int, state: Tensor) -> Tensor:
-        return self.replay.advance(n, state, self.field)
+        return self.replay.advance(n, state, self.inputs)
 
     def _back(self, n: int, state: Tensor) -> None:
         """One step on the tape, and its derivative."""
@@ -272,7 +268,7 @@ class _Sweep:
         gy = self.gy if rows is None else self.gy.index_select(0, rows)
         with torch.enable_grad():
             y = self.replay.state(n, state).detach().requires_grad_()
-            values, index, leaves = self.replay.take(n, y, self.taped, self.times)
+            values, index, leaves = self.replay.take(n, y, self.inputs, self.stages, self.times)
         cotangents = [gy if not self.work.problem.per_row else torch.where(accepted, gy, 0.0)]
         cotangents += [self.grad_ys[place] for place in index]
         grads = self._derivative(values, [y, *(leaf for leaf, _, _ in leaves), *self.inputs.wanted], cotangents)
@@ -294,9 +290,7 @@ class _Sweep:
             return [None] * len(wanted)
         known = self.inputs.listed.union(map(id, wanted))
         refuse_unlisted(pairs[0][0], known)
-        return torch.autograd.grad(
-            [v for v, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True
-        )
+        return torch.autograd.grad([v for v, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True)
 
     def _start_outputs(self) -> None:
         """Outputs at t0 that do not move are the initial state."""
@@ -310,4 +304,3 @@ class _Sweep:
             first = self.replay.outputs.start
             if first:
                 self.gy = self.gy + self.grad_ys[:first].sum(0)
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from neurode._errors import GradientError
 from neurode._field import Field, PerRow, is_per_row
+from neurode.control import standins
 
 # The node that FSDP2's `fully_shard` puts into the graph of every module that it gathers and frees on its own.
 SHARDED = "RegisterPostBackwardFunctionBackward"
@@ -33,11 +34,13 @@ class Inputs:
         args: those that stand in `args`.
         made: tensors computed outside, such as the weights that a hypernetwork made, which `f` reaches in any way.
         leaves: parameters and other leaves.
+        hidden: True where `f` reaches a computed tensor of `args` in another way too.
     """
 
     args: list[Tensor]
     made: list[Tensor]
     leaves: list[Tensor]
+    hidden: bool = False
 
     @property
     def all(self) -> list[Tensor]:
@@ -115,8 +118,11 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> Inputs:
     stop = {x.grad_fn for x in (*args, *made) if x.grad_fn is not None}
     leaves, strange = walk(dy, stop, marker)
     inputs = Inputs(args, made, [x for x in leaves if id(x) not in known])
-    if strange is None and made:
+    if strange is None and any(x.grad_fn is not None for x in inputs.all):
         strange = _still_reached(field, inputs, t, y, marker)
+        if strange is not None and any(x.grad_fn is not None for x in args):
+            inputs = replace(inputs, hidden=True)
+            strange = _still_reached(field, inputs, t, y, marker)
     if strange is not None:
         raise GradientError(
             f"f uses a tensor computed outside of it (by {strange}) that requires grad and that gradient={strategy!r} cannot"
@@ -202,22 +208,32 @@ class Replayed:
         field: the vector field.
         inputs: what it depends on.
         values: the same tensors as autograd has kept them.
+        gone: `(rows,)`, True for rows that a good row plays; or None.
+
+    Attributes:
+        field: what to call, within `outer()`.
+        wanted: the tensors with respect to which to differentiate, in the order of `inputs.all`.
     """
 
-    def __init__(self, field: Field, inputs: Inputs, values: list[Tensor]) -> None:
-        self.wanted: list[Tensor] = []
-        swap: dict[int, Tensor] = {}
-        cut = len(inputs.args) + len(inputs.made)
-        for i, (x, value) in enumerate(zip(inputs.all, values, strict=True)):
-            fresh = value.detach().requires_grad_() if i < cut else x
-            self.wanted.append(fresh)
-            if i < cut:
-                swap[id(x)] = fresh
-        self.field = copy.copy(field)
-        self.field.all_args = pytree.tree_map(lambda node: _swapped(node, swap), field.all_args, is_leaf=is_per_row)
-        self.field.take(None)
-        self.mode = _Swap({id(x): swap[id(x)] for x in inputs.made}) if inputs.made else None
+    def __init__(self, field: Field, inputs: Inputs, values: list[Tensor], gone: Tensor | None = None) -> None:
+        pairs = list(zip(inputs.all, values, strict=True))
+        self.wanted = [x if x.grad_fn is None else value.detach().requires_grad_() for x, value in pairs]
+        swap = {id(x): new for x, new in zip(inputs.all, self.wanted, strict=True) if x is not new}
+        self.field, self.gone, self.rows = copy.copy(field), gone, None
+        self.args = pytree.tree_map(lambda node: _swapped(node, swap), field.all_args, is_leaf=is_per_row)
+        self.take(None)
+        shown = {id(x) for x in (inputs.all if inputs.hidden else inputs.made)}
+        unseen = {key: new for key, new in swap.items() if key in shown}
+        self.mode = _Swap(unseen) if unseen else None
         self.listed = {id(x) for x in self.wanted}
+
+    def take(self, rows: Tensor | None) -> None:
+        """Be called with these rows from now on; makes what is cut of `args` anew, for one pass of autograd."""
+        self.rows = rows
+        self.field.all_args = self.args
+        if self.gone is not None and self.args:
+            self.field = standins._field_of(self.field, self.gone)
+        self.field.take(rows)
 
     def outer(self) -> Any:
         """The context in which the field is to be called."""

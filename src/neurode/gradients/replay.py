@@ -98,20 +98,32 @@ class JointReplay:
         """The state before step n as it is to be stepped from."""
         return kept if self.gone is None else standins._instead(kept, self.gone)
 
-    def advance(self, n: int, y: Tensor, field: Any) -> Tensor:
+    def advance(self, n: int, y: Tensor, inputs: Any) -> Tensor:
         """The state after step n, without a tape."""
-        stride = self.strides[n]
+        stride, field = self.strides[n], inputs.field
         interval = Interval(stride.t0, stride.t1, field.time_dtype, *stride.jumps)
         return self.stepper.step(field, interval, y, None).y1
 
-    def take(self, n: int, y: Tensor, field: Any, times: Any) -> tuple[list[Tensor], list[Any], list[Any]]:
+    def take(
+        self, n: int, y: Tensor, inputs: Any, stages: Any, times: Any
+    ) -> tuple[list[Tensor], list[Any], list[Any]]:
         """Step n on the tape.
+
+        Args:
+            n: which step.
+            y: state before it.
+            inputs: the field, and what it depends on.
+            stages: what to evaluate in its place, or None.
+            times: the times that need a gradient.
 
         Returns:
             The state after it and the outputs in it; where in the outputs they stand; and the times that were read: pairs of
             a leaf and where its gradient goes.
         """
         stride, leaves = self.strides[n], []
+        if self.gone is not None:
+            inputs.take(None)
+        field = stages or inputs.field
         ends: list[Any] = [stride.t0, stride.t1]
         places = (("grid", n), ("grid", n + 1)) if times.grid is not None else (("t0", ...), ("t1", ...))
         for i, (name, place) in enumerate(places):
@@ -191,18 +203,22 @@ class RowReplay:
         gone = self.gone[stride.rows]
         return standins._instead(x, gone) if bool(gone.any()) and not bool(gone.all()) else x
 
-    def advance(self, n: int, full: Tensor, field: Any) -> Tensor:
+    def advance(self, n: int, full: Tensor, inputs: Any) -> Tensor:
         """The states of all rows after step n, without a tape."""
         stride = self.strides[n]
-        y = full if stride.whole else full.index_select(0, stride.rows)
-        field.take(None if stride.whole else stride.rows)
+        y = self._instead(stride, full if stride.whole else full.index_select(0, stride.rows))
+        inputs.take(None if stride.whole else stride.rows)
+        field = inputs.field
         step = self.stepper.step(field, self._interval(stride, (stride.t0, stride.t1), field), y, None)
         return put(full, stride, torch.where(stride.accepted.unsqueeze(1), step.y1, y))
 
-    def take(self, n: int, y: Tensor, field: Any, times: Any) -> tuple[list[Tensor], list[Any], list[Any]]:
+    def take(
+        self, n: int, y: Tensor, inputs: Any, stages: Any, times: Any
+    ) -> tuple[list[Tensor], list[Any], list[Any]]:
         """Step n on the tape; see `JointReplay.take`."""
         stride, leaves = self.strides[n], []
-        field.take(None if stride.whole else stride.rows)
+        inputs.take(None if stride.whole else stride.rows)
+        field = stages or inputs.field
         ends = [self._instead(stride, stride.t0), self._instead(stride, stride.t1)]
         for i, name in enumerate(("t0", "t1")):
             if times.grid is None and getattr(times, name) is None:

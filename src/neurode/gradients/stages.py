@@ -14,44 +14,41 @@ class StageField:
     """A field that is evaluated without a tape, and again on one when its derivative is asked for.
 
     Args:
-        field: the field.
-        inputs: what it depends on.
+        inputs: the field, and what it depends on.
     """
 
-    def __init__(self, field: Any, inputs: Replayed) -> None:
-        self.field, self.inputs = field, inputs
-        self.layout, self.time_dtype = field.layout, field.time_dtype
-
-    @property
-    def num_calls(self) -> int:
-        """How often the user's function was called."""
-        return self.field.num_calls
-
-    def take(self, index: Any) -> None:
-        """Be called with these rows from now on."""
-        self.field.take(index)
+    def __init__(self, inputs: Replayed) -> None:
+        self.inputs = inputs
+        self.layout, self.time_dtype = inputs.field.layout, inputs.field.time_dtype
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        return _Stage.apply(self, t, y, *self.inputs.wanted)
+        """Evaluate the field; see `Field`."""
+        return _Stage.apply(self.inputs, t, y, *self.inputs.wanted)
 
 
 class _Stage(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, stage: StageField, t: Tensor, y: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.stage = stage
+    def forward(ctx: Any, inputs: Replayed, t: Tensor, y: Tensor, *wanted: Tensor) -> Tensor:
+        ctx.inputs, ctx.rows = inputs, inputs.rows
         ctx.save_for_backward(t, y)
-        return stage.field(t, y)
+        return inputs.field(t, y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        stage: StageField = ctx.stage
-        t, y = (x.detach().requires_grad_() for x in ctx.saved_tensors)
-        with torch.enable_grad(), stage.inputs.outer():
-            dy = stage.field(t, y)
-        wanted = [t, y, *stage.inputs.wanted]
-        if not dy.requires_grad:
-            return None, *[None] * len(wanted)
-        refuse_unlisted(dy, stage.inputs.listed.union(map(id, wanted)))
-        return None, *torch.autograd.grad(dy, wanted, grads[0], allow_unused=True)
-
-
+        inputs: Replayed = ctx.inputs
+        t, y = (x.detach() for x in ctx.saved_tensors)
+        t.requires_grad_(ctx.needs_input_grad[1])
+        y.requires_grad_(ctx.needs_input_grad[2])
+        with torch.enable_grad(), inputs.outer():
+            if inputs.args:
+                inputs.take(ctx.rows)
+            dy = inputs.field(t, y)
+        everything = [t, y, *inputs.wanted]
+        out: list[Any] = [None] * len(everything)
+        places = [i for i, x in enumerate(everything) if x.requires_grad]
+        if dy.requires_grad:
+            refuse_unlisted(dy, inputs.listed.union(map(id, everything)))
+            found = torch.autograd.grad(dy, [everything[i] for i in places], grads[0], allow_unused=True)
+            for i, grad in zip(places, found, strict=True):
+                out[i] = grad
+        return None, *out

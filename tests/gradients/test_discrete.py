@@ -1,0 +1,227 @@
+"""`gradient="discrete"` is the gradient of the tape, to rounding, for every input, with every way of choosing steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import neurode
+from neurode import Discrete, GradientError, solve
+
+METHODS = {
+    "euler": dict(method="euler", step_size=0.13),
+    "rk4": dict(method="rk4", steps=7),
+    "bosh3": dict(method="bosh3", rtol=1e-4),
+    "dopri5": dict(method="dopri5", rtol=1e-5),
+    "tsit5": dict(method="tsit5", rtol=1e-4),
+    "dop853": dict(method="dop853", rtol=1e-6),
+}
+KINDS = {"step": Discrete(), "stage": Discrete(alive="stage"), "three": Discrete(checkpoints=3)}
+WANTED = 1e-11  # times are differences of nearly equal numbers: their gradients agree to some 1e-12
+
+
+def agree(a: Any, b: Any, limit: float = WANTED) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            assert (x - y).norm() <= limit * max(float(x.norm()), 1e-3)
+
+
+class Problem:
+    """A network, a weight made by another tensor and passed as an argument, times of all kinds."""
+
+    def __init__(self, rows: str | None) -> None:
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.p = torch.randn(3, 3, requires_grad=True)
+        self.y0 = torch.randn(12, 3, requires_grad=True)
+        self.rows = rows
+        if rows == "own":
+            self.t0, self.t1 = torch.linspace(0, 0.2, 12), torch.linspace(1, 3.1, 12)
+        else:
+            self.t0, self.t1 = torch.tensor(0.1), torch.tensor(1.3)
+
+    def field(self, t: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return torch.tanh(self.net(y) @ w) * torch.cos(t) - 0.1 * y
+
+    def gradients(self, gradient: Any, outputs: str | None, times_move: bool, options: Any) -> Any:
+        t0, t1 = (t.clone().requires_grad_(times_move) for t in (self.t0, self.t1))
+        wanted = [self.y0, self.p, *self.net.parameters(), *([t0, t1] if times_move else [])]
+        t_eval = None
+        if outputs:
+            t_eval = torch.tensor([0.2, 0.5, 0.5, 0.9, 1.0] if self.rows == "own" else [0.1, 0.3, 0.5, 0.50001, 1.3])
+            if outputs == "moving":
+                wanted.append(t_eval.requires_grad_())
+        solution = solve(
+            self.field, self.y0, (t0, t1), args=(self.p * 2,), t_eval=t_eval, gradient=gradient,
+            batch_dim=None if self.rows is None else 0, **options,
+        )  # fmt: skip
+        loss = solution.y1.sin().sum() + solution.ys.square().sum() + solution.ts.sin().sum()
+        return solution, torch.autograd.grad(loss, wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rows", [None, "same", "own"])
+@pytest.mark.parametrize("outputs", [None, "still", "moving"])
+@pytest.mark.parametrize("times_move", [False, True])
+def test_equals_the_tape(method: str, rows: str | None, outputs: str | None, times_move: bool) -> None:
+    case, options = Problem(rows), METHODS[method]
+    solution, exact = case.gradients("autograd", outputs, times_move, options)
+    for kind in KINDS.values():
+        other, grads = case.gradients(kind, outputs, times_move, options)
+        torch.testing.assert_close(other.ys, solution.ys, rtol=1e-12, atol=1e-12)
+        agree(exact, grads)
+
+
+def test_rows_that_leave_the_batch() -> None:
+    y0 = torch.randn(40, 2, requires_grad=True)
+    t1 = torch.where(torch.arange(40) % 2 == 0, 0.3, 6.0).requires_grad_()
+    rate, w = torch.rand(40, 1).requires_grad_(), torch.randn(2, 2, requires_grad=True)
+    f = lambda t, y, k, w: -k * y + torch.sin(3 * y @ w)
+    grads = []
+    for gradient in ("autograd", *KINDS.values()):
+        solution = solve(
+            f, y0, (torch.zeros(40), t1), args=(neurode.per_row(rate), w), batch_dim=0, compact=True, gradient=gradient
+        )
+        grads.append(torch.autograd.grad(solution.y1.square().sum(), (y0, rate, w, t1)))
+    for other in grads[1:]:
+        agree(grads[0], other)
+
+
+@pytest.mark.parametrize("options", [dict(method="dopri5"), dict(method="rk4", steps=50)])
+def test_failed_rows_touch_no_gradient(options: Any) -> None:
+    k = torch.tensor([1.0, 1.0, 40.0, 1.0, 1.0]).reshape(-1, 1)
+    y0, a = torch.ones(5, 1, requires_grad=True), torch.ones(1, requires_grad=True)
+    f = lambda t, y, k: a * k * (0.1 + torch.sqrt(1.5 - 0.1 * y))
+    grads = []
+    for gradient in ("autograd", *KINDS.values()):
+        solution = solve(
+            f, y0, (0.0, 2.0), args=(neurode.per_row(k),), batch_dim=0, on_failure="nan", t_eval=[0.0, 0.1, 2.0],
+            gradient=gradient, **options,
+        )  # fmt: skip
+        assert solution.status.failed.tolist() == [False, False, True, False, False]
+        grads.append(torch.autograd.grad(solution.y1.nansum() + solution.ys.nansum(), (a, y0)))
+        assert all(torch.isfinite(g).all() for g in grads[-1])
+    for other in grads[1:]:
+        agree(grads[0], other)
+
+
+def test_jumps_pytrees_and_time_backward() -> None:
+    w = torch.tensor(0.7, requires_grad=True)
+    a, b = torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)
+
+    def f(t: Tensor, y: Any) -> Any:
+        return {"a": w * torch.sin(y["a"]) * torch.where(t < 0.4, 1.0, -2.0), "b": -y["b"] * w}
+
+    grads = []
+    for gradient in ("autograd", *KINDS.values()):
+        y1 = solve(f, {"a": a, "b": b}, (1.0, 0.0), method="dopri5", jump_at=[0.4], gradient=gradient).y1
+        grads.append(torch.autograd.grad(y1["a"].sin().sum() + y1["b"].sum(), (w, a, b)))
+    for other in grads[1:]:
+        agree(grads[0], other)
+
+
+def test_single_precision() -> None:
+    torch.manual_seed(0)
+    net, y0 = neurode.nn.MLP(2, (16,), zero_init=False).float(), torch.randn(32, 2, dtype=torch.float32)
+    exact, grads = (
+        torch.autograd.grad(
+            solve(net, y0, (0, 2), method="rk4", steps=40, gradient=g).y1.sin().sum(), list(net.parameters())
+        )
+        for g in ("autograd", "discrete")
+    )
+    agree(exact, grads, 1e-5)
+
+
+@pytest.mark.parametrize("checkpoints", [1, 2, 3, 7, 16])
+def test_checkpoints_bound_what_is_kept_and_come_back_in_order(checkpoints: int) -> None:
+    from neurode.gradients.checkpoints import Checkpoints
+
+    for steps in (1, 2, 5, 16, 17, 100):
+        states, alive, most, seen = Checkpoints(checkpoints), 0, 0, []
+        for n in range(steps):
+            if states.wants(n):
+                states.keep(n, n)
+            alive = len(states.kept)
+            assert alive <= checkpoints
+
+        def advance(n: int, state: int) -> int:
+            assert n == state
+            return state + 1
+
+        def back(n: int, state: int, seen: list[int] = seen) -> None:
+            assert n == state
+            seen.append(n)
+
+        states.reverse(steps, advance, back)
+        assert seen == list(reversed(range(steps)))
+        del most
+
+
+def test_backward_twice_over_one_graph_and_counts() -> None:
+    w = torch.tensor(0.5, requires_grad=True)
+    for kind in KINDS.values():
+        solution = solve(lambda t, y: w * y, [1.0], (0.0, 1.0), method="rk4", steps=10, gradient=kind)
+        first = torch.autograd.grad(solution.y1.sum(), w, retain_graph=True)
+        assert torch.autograd.grad(solution.y1.sum(), w) == first
+        assert solution.stats.backward.num_accepted == 10 and solution.stats.backward.num_calls >= 40
+
+
+# ---- what cannot be differentiated is refused
+
+
+def refused(f: Any, match: str, **options: Any) -> None:
+    options = {"method": "rk4", "steps": 4, "gradient": "discrete", **options}
+    with pytest.raises(GradientError, match=match) as error:
+        solve(f, torch.ones(4, 3, requires_grad=True), (0.0, 1.0), **options)
+    assert "gradient='autograd'" in str(error.value)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "continuous", Discrete(alive="stage")])
+def test_side_effects_are_refused_at_the_start(gradient: Any) -> None:
+    norm, lin = nn.BatchNorm1d(3), nn.Linear(3, 3)
+
+    def in_place(t: Tensor, y: Tensor) -> Tensor:
+        return y.mul_(0.5)
+
+    refused(lambda t, y: nn.functional.dropout(lin(y)), "random", gradient=gradient)
+    refused(lambda t, y: lin(y) + torch.randn(3), "random", gradient=gradient)
+    refused(lambda t, y: y + torch.randn(3, generator=torch.Generator().manual_seed(0)), "random", gradient=gradient)
+    refused(lambda t, y: norm(lin(y)), "did not make", gradient=gradient)
+    refused(in_place, "in place", gradient=gradient)
+
+
+def test_what_it_does_not_go_through_is_refused_at_the_start() -> None:
+    f = lambda t, y: -y
+    refused(f, "dense", dense=True)
+    refused(f, "steps", t_eval="steps")
+    refused(f, "events", events=[neurode.Event(lambda t, y: y.sum())])
+    refused(
+        f, "multistep", method="adams_bashforth" if "adams_bashforth" in neurode.methods.METHODS else "explicit_adams"
+    )
+
+
+def test_second_derivatives_and_transforms_are_refused() -> None:
+    w = torch.tensor(0.5, requires_grad=True)
+    end = lambda y: solve(lambda t, y: w * y, y, (0.0, 1.0), method="rk4", steps=4, gradient="discrete").y1.sum()
+    with pytest.raises(GradientError, match="autograd"):
+        torch.autograd.grad(end(torch.ones(2)), w, create_graph=True)
+    with pytest.raises(GradientError, match="autograd"):
+        torch.func.grad(end)(torch.ones(2))
+
+
+def test_a_tensor_used_later_only_is_refused_not_forgotten() -> None:
+    early, late = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    y1 = solve(
+        lambda t, y: y * (early if t < 0.5 else late),
+        torch.ones(1),
+        (0.0, 1.0),
+        method="rk4",
+        steps=4,
+        gradient="discrete",
+    ).y1
+    with pytest.raises(GradientError, match="at some times"):
+        y1.sum().backward()
