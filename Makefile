@@ -7,16 +7,18 @@ SEED ?= 0
 OUT ?= runs/spirals
 # Small operations on shared cores: one thread a test process is the fastest.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Where a C++ compiler is at hand, the tests include the native engine; elsewhere they name it among the skipped.
+NATIVE := $(if $(shell command -v $(CXX) 2>/dev/null),native)
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench docs native clean
 
 demo: .venv/.installed
 	$(BIN)/neurode spirals --out $(OUT) --seeds $(SEED)
 
-test: .venv/.dev
+test: .venv/.dev $(NATIVE)
 	$(TEST_ENV) $(BIN)/pytest -q -n 2
 
-check: .venv/.dev
+check: .venv/.dev $(NATIVE)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
@@ -29,8 +31,14 @@ bench: .venv/.dev
 docs: .venv/.dev
 	$(TEST_ENV) $(BIN)/pytest -q tests/test_docs.py
 
+native: build/native/build.ninja
+	$(BIN)/ninja -C build/native --quiet
+
 clean:
-	rm -rf .venv build dist runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+build/native/build.ninja: native/CMakeLists.txt | .venv/.dev
+	CXX="$(CXX)" $(BIN)/cmake -S native -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" --log-level=WARNING
 
 .venv/.torch:
 	$(PYTHON) -m venv .venv

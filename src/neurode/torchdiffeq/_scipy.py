@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +25,7 @@ def scipy_states(call: Call) -> Any:
         raise ImportError("method='scipy_solver' needs SciPy. Type: pip install scipy") from error
     options, t = call.options, call.t.detach().double()
     name = options.get("solver", "LSODA")
-    limits = {"max_step": float(options.get("max_step", np.inf))}
+    limits = {"max_step": float(options.get("max_step", math.inf))}
     if name == "LSODA":  # the only one of SciPy's that has it
         limits["min_step"] = float(options.get("min_step", 0.0))
     start = _flat(call.leaves)
