@@ -149,6 +149,7 @@ def extend(problem: Problem, function: Any, steer: bool) -> tuple[Problem, Integ
             raise InputError(
                 f"integrate(t, y) returned {got}; it must return tensors{f' of {rows[0]} rows' if rows else ''}."
             )
+    assert problem.norm is not None
     integrals = Integrals(function, layout, spec, steer)
     zeros = [torch.zeros_like(value, dtype=layout.dtype) for value in values]
     wide, state = read_state((problem.y0, zeros), 0 if layout.batched else None)

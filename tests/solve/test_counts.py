@@ -102,4 +102,8 @@ def test_the_study_s_evaluations():
 def test_the_choice_of_a_method_is_said():
     sol = neurode.solve(lambda t, y: -y, torch.ones(1), (0, 1))
     assert "chosen" in sol.stats.method and "rtol" in sol.stats.method
+    for rtol, name in ((1e-3, "tsit5"), (1e-7, "tsit5"), (1e-9, "dop853"), (torch.tensor([1e-3, 1e-9]), "dop853")):
+        y0 = torch.ones(2)
+        assert neurode.solve(lambda t, y: -y, y0, (0, 1), rtol=rtol).stats.method.startswith(name)
+    assert neurode.solve(lambda t, y: -y, torch.ones(1), (0, 1), rtol=0.0).stats.method.startswith("tsit5")
     assert "rk4" in neurode.solve(lambda t, y: -y, torch.ones(1), (0, 1), steps=3).stats.method

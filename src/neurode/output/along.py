@@ -28,7 +28,8 @@ def along(call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: 
     leaves, spec = pytree.tree_flatten(ys)
     start, moment = pytree.tree_leaves(y0), torch.as_tensor(t0, dtype=ts.dtype, device=ts.device)
     rows = start[0].shape[:1] if layout.batched else torch.Size()
-    results, tree = [], None
+    results: list[list[Tensor]] = []
+    tree = spec
     for i in range(max(len(ts), 1)):
         parts = [leaf[i] for leaf in leaves] if len(ts) else start
         t = ts[i].expand(rows) if len(ts) else moment.expand(rows)

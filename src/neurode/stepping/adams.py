@@ -73,16 +73,17 @@ class AdamsStepper:
         past = carry or History()
         if len(past.ks) + 1 < self.method.num_history:
             started = self.start.step(field, interval, y, past.here)
-            return self._finish(interval, y, weighted(started.ks, self.start.tableau.B), started.ks[0], past)
-        if past.here is None:
+            return self._finish(interval, y, _combine(started.ks, self.start.tableau.B), started.ks[0], past)
+        here = past.here
+        if here is None:
             (t0,) = interval.times((0.0,), y, field.time_dtype)
-            past = past._replace(here=field(t0, y))
-        ks, times = (past.here, *past.ks), (interval.t0, *past.times)
+            here = field(t0, y)
+        ks, times = (here, *past.ks), (interval.t0, *past.times)
         predicted = self.method.predictor_order
         rise = _combine(ks[:predicted], self._weights(interval, times[:predicted], implicit=False))
         if self.method.implicit:
             rise = self._correct(field, interval, y, ks, times, rise)
-        return self._finish(interval, y, rise, past.here, past)
+        return self._finish(interval, y, rise, here, past)
 
     def _finish(self, interval: Interval, y: Tensor, rise: Tensor, here: Tensor, past: History) -> Step:
         keep = self.method.num_history - 1
@@ -107,7 +108,7 @@ class AdamsStepper:
             first, done = change if first is None else first, change <= self.method.tolerance
             if bool(done.all()):
                 return rise
-        if change is not None and bool((change > first).any()):
+        if change is not None and first is not None and bool((change > first).any()):
             warnings.warn(
                 f"the functional iteration of {self.method.name} does not converge at t = {_some(interval.t1)}: the step is"
                 " too long for this field. Take more steps, or an explicit method.",
@@ -164,7 +165,7 @@ def _solve(nodes: Tensor) -> Tensor:
 
 
 def _combine(ks: Any, weights: Any) -> Tensor:
-    if all(isinstance(w, float) for w in weights):
+    if not any(isinstance(w, Tensor) for w in weights):
         total = weighted(list(ks), tuple(weights))
         assert total is not None
         return total

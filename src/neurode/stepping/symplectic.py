@@ -92,11 +92,12 @@ class SymplecticStepper:
                 rise_q = torch.add(rise_q, dq, alpha=method.drift[i])
                 q = _along(y[..., :size], rise_q, interval.h)
         after = LastKick(dp if method.fsal else None)
-        return Step(interval, y, torch.cat([q, p], -1), [torch.cat([rise_q, rise_p], -1), whole], after, carry)
+        rise = torch.cat([rise_q, rise_p], -1)
+        return Step(interval, y, torch.cat([q, p], -1), [rise], after, LastKick(whole=whole))
 
     def piece(self, field: Field, step: Step) -> tuple[Piece, Any]:
         """Cubic Hermite interpolation, from the whole derivative at both ends."""
-        start = step.ks[1]
+        start = step.restart.whole
         if start is None:
             (t0,) = step.interval.times((0.0,), step.y0, field.time_dtype)
             start = field(t0, step.y0)
