@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -223,3 +224,40 @@ def test_too_many_steps_is_a_status() -> None:
         for s in (fused, eager)
     )
     assert torch.equal(a.status.codes, b.status.codes) and bool(a.y1.isnan().all())
+
+
+def test_four_threads_solve_four_models() -> None:
+    torch.manual_seed(8)
+    models, y = [Net().double() for _ in range(4)], torch.randn(9, 3, dtype=torch.float64)
+    expected = [eager(m, y, (0.0, 1.0), batch_dim=0, **DOPRI5).y1.detach() for m in models]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(40):
+            sol = fused(models[i], y, (0.0, 1.0), batch_dim=0, **DOPRI5)
+            sol.y1.sum().backward()
+            if not torch.allclose(sol.y1.detach(), expected[i], atol=1e-9):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_backward_twice_needs_and_honours_retain_graph() -> None:
+    f, y = Net().double(), torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
+    loss = fused(f, y, (0.0, 1.0), batch_dim=0, **DOPRI5).y1.sum()
+    first = torch.autograd.grad(loss, y, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, y)[0])
+
+
+def test_a_parameter_changed_in_place_before_backward_is_an_error() -> None:
+    f, y = Net().double(), torch.rand(5, 3, dtype=torch.float64)
+    loss = fused(f, y, (0.0, 1.0), batch_dim=0, **FIXED).y1.sum()
+    with torch.no_grad():
+        f.a.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

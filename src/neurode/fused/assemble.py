@@ -88,8 +88,7 @@ class Assembler:
         low = self.low
         if value is None or isinstance(value, Literal | Uniform):
             node = low.output_nodes[0]
-            ids = low.ids(node) if node is not None else None
-            value = Lanes(ids)
+            value = Lanes(low.ids(node))
         if not isinstance(value, Lanes):
             raise CannotLower(f"{what} is a total over rows")
         return self._per_sample(value, what)

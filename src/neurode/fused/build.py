@@ -25,6 +25,8 @@ from neurode.fused.capture import (
 from neurode.fused.lower import Accumulated, Literal, Lowering
 from neurode.fused.program import Program
 
+Node = Any  # an fx.Node; PyTorch annotates its fields too widely to be of use
+
 
 @dataclass(frozen=True, eq=False)
 class FieldProgram:
@@ -130,7 +132,7 @@ class After:
     @torch.no_grad()
     def __call__(self, accumulators: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients of the wanted tensors, None where there is none."""
-        known: dict[fx.Node, Tensor] = {}
+        known: dict[Node, Tensor] = {}
         if self.order:
             known = {**self.literals, **{n: _piece(accumulators, v) for n, v in self.leaves.items()}}
             known = _evaluate(self.order, self.module, self.positions, tensors, known)
@@ -148,13 +150,13 @@ def _piece(accumulators: Tensor, total: Accumulated) -> Tensor:
     return accumulators[total.offset : total.offset + math.prod(total.shape)].reshape(total.shape)
 
 
-def _literals(low: Lowering) -> dict[fx.Node, Tensor]:
+def _literals(low: Lowering) -> dict[Node, Tensor]:
     return {n: v.tensor for n, v in low.env.items() if isinstance(v, Literal)}
 
 
-def _order(nodes: list[fx.Node], stop: set[fx.Node]) -> list[fx.Node]:
+def _order(nodes: list[Node], stop: set[Node]) -> list[Node]:
     """All nodes that some nodes need, in the order of the graph."""
-    needed: set[fx.Node] = set()
+    needed: set[Node] = set()
     stack = list(nodes)
     while stack:
         node = stack.pop()
@@ -165,7 +167,7 @@ def _order(nodes: list[fx.Node], stop: set[fx.Node]) -> list[fx.Node]:
     return [n for n in (nodes[0].graph.nodes if nodes else []) if n in needed]
 
 
-def _evaluate(order: list[fx.Node], module: Any, positions: dict[str, int], tensors: Any, known: dict[Any, Any]) -> Any:
+def _evaluate(order: list[Node], module: Any, positions: dict[str, int], tensors: Any, known: dict[Any, Any]) -> Any:
     for node in order:
         if node.op == "get_attr":
             position = positions.get(node.target)
@@ -284,7 +286,7 @@ def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Progra
     )
 
 
-def _is_literal(node: fx.Node) -> bool:
+def _is_literal(node: Node) -> bool:
     users = list(node.users)
     return bool(users) and all(str(u.target).startswith("aten.lift_fresh_copy") for u in users)
 

@@ -188,7 +188,7 @@ def _anchored(probe: Probe) -> Iterator[None]:
     try:
         yield
     finally:
-        if added:
+        if added and anchors is not None:
             anchors -= added
 
 

@@ -321,8 +321,8 @@ class Walk:
         if state is None and not slots:
             raise CannotLower(f"f reaches a {kind.__module__}.{kind.__name__}, which cannot be watched for changes")
         found: list[Any] = [id(kind), self._class(kind)]
-        for name, value in (state or {}).items():
-            found.append((name, self._attribute(kind, state, name, value)))
+        if state is not None:
+            found += [(name, self._attribute(kind, state, name, value)) for name, value in state.items()]
         for name in slots:
             if hasattr(x, name) and name not in ("__dict__", "__weakref__"):
                 found.append((name, self.visit(getattr(x, name))))

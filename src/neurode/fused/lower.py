@@ -21,6 +21,7 @@ from neurode.fused.capture import CannotLower, Traced, place
 from neurode.fused.program import Micro, Reduction
 from neurode.fused.virtual import BINARY, ROW, SAMPLE_SHIFT, UNARY, Rowbook, first_unique, rows_of, samples_of
 
+Node = Any  # an fx.Node; PyTorch annotates its fields too widely to be of use
 COUPLED = "rows of the batch are coupled here"
 
 
@@ -35,7 +36,7 @@ class Literal:
 class Uniform:
     """What a node that depends on parameters alone computes."""
 
-    node: fx.Node
+    node: Node
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ LINEAR = (
 )
 
 
-def name_of(node: fx.Node) -> str:
+def name_of(node: Node) -> str:
     """The name of a node's operation without namespace and overload."""
     if node.target is operator.getitem:
         return "getitem"
@@ -112,13 +113,13 @@ class Lowering:
         self.book = Rowbook()
         self.zero = self.book.constant(0.0)
         self.one = self.book.constant(1.0)
-        self.env: dict[fx.Node, Any] = {}
-        self.forced: dict[fx.Node, Any] = {}
-        self.concrete: dict[fx.Node, Any] = {}
-        self.uniform_ids: dict[fx.Node, Tensor] = {}
+        self.env: dict[Node, Any] = {}
+        self.forced: dict[Node, Any] = {}
+        self.concrete: dict[Node, Any] = {}
+        self.uniform_ids: dict[Node, Tensor] = {}
         self.accumulators = 0
         self.baked: dict[int, Tensor] = {}
-        self.late: set[fx.Node] = set()
+        self.late: set[Node] = set()
         self.handlers = handlers(self)
         self.written = self._written()
         self.ends = self._ends()
@@ -144,7 +145,7 @@ class Lowering:
             if isinstance(value, Refused):
                 raise CannotLower(value.reason)
 
-    def _try(self, node: fx.Node) -> Any:
+    def _try(self, node: Node) -> Any:
         """The value of a node; a refusal counts only where something but its shape is used."""
         refused = next((v for v in map(self.env.get, node.all_input_nodes) if isinstance(v, Refused)), None)
         if refused is not None and name_of(node) not in CREATION and not is_inplace(node):
@@ -162,7 +163,7 @@ class Lowering:
                 raise CannotLower(reason) from None
             return Refused(reason)
 
-    def _place_inputs(self, inputs: list[fx.Node]) -> None:
+    def _place_inputs(self, inputs: list[Node]) -> None:
         rows = self.traced.rows
         t, y, *rest = inputs
         data = rest[: self.traced.num_rowdata]
@@ -188,7 +189,7 @@ class Lowering:
             self.env[node] = Lanes(ids.reshape(shapes[node]).contiguous())
         self.late |= set(rest[self.traced.num_rowdata :])
 
-    def _constant(self, node: fx.Node) -> Any:
+    def _constant(self, node: Node) -> Any:
         value = getattr(self.traced.module, node.target)
         if not isinstance(value, Tensor):
             raise CannotLower(f"a constant of type {type(value).__name__}")
@@ -197,9 +198,9 @@ class Lowering:
             return Literal(value.detach().clone())
         return Uniform(node)
 
-    def _written(self) -> set[fx.Node]:
+    def _written(self) -> set[Node]:
         """Nodes that an operation in place writes to, and all that share memory with them."""
-        written: set[fx.Node] = set()
+        written: set[Node] = set()
         for node in self.traced.graph.nodes:
             if node.op == "call_function" and is_inplace(node):
                 if node.target._schema.arguments[0].alias_info is None:
@@ -217,7 +218,7 @@ class Lowering:
                     target = target.args[0]
         return written
 
-    def _ends(self) -> set[fx.Node]:
+    def _ends(self) -> set[Node]:
         """Nodes that only gradients of tensors from outside depend on."""
         output = next(node for node in self.traced.graph.nodes if node.op == "output")
         inner = output.args[0][: 3 + self.traced.num_rowdata] if self.traced.gradients else output.args[0]
@@ -229,7 +230,7 @@ class Lowering:
                 stack.extend(node.all_input_nodes)
         return {node for node in self.traced.graph.nodes if node not in reached}
 
-    def _call(self, node: fx.Node, force: bool = False) -> Any:
+    def _call(self, node: Node, force: bool = False) -> Any:
         if any(tag is torch.Tag.nondeterministic_seeded for tag in getattr(node.target, "tags", ())):
             raise CannotLower(f"random numbers ({node.target})")
         name = name_of(node)
@@ -249,7 +250,7 @@ class Lowering:
             return self._create(node)
         return self._general(node, name, flat, has(Lanes), has(Accumulated))
 
-    def _general(self, node: fx.Node, name: str, flat: list[Any], lanes: bool = False, totals: bool = False) -> Any:
+    def _general(self, node: Node, name: str, flat: list[Any], lanes: bool = False, totals: bool = False) -> Any:
         if totals and not lanes:
             return self._after(node, name, flat)
         if totals:
@@ -271,7 +272,7 @@ class Lowering:
                 if isinstance(lane, Lanes) and bool(samples_of(lane.ids).any()):
                     raise CannotLower(COUPLED)
 
-    def _lower(self, node: fx.Node, name: str) -> Any:
+    def _lower(self, node: Node, name: str) -> Any:
         pending = any(isinstance(v, Lanes) and v.pending for v in map(self._value, node.all_input_nodes))
         if name in VIEWS or name in MOVES:
             result = self._move(node)
@@ -286,7 +287,7 @@ class Lowering:
             result = [Lanes(x, pending) if isinstance(x, Tensor) else x for x in result]
         return result
 
-    def _check_dtype(self, node: fx.Node) -> None:
+    def _check_dtype(self, node: Node) -> None:
         value = node.meta.get("val")
         dtype = value.dtype if isinstance(value, Tensor) else self.dtype
         if dtype not in (self.dtype, torch.bool):
@@ -294,10 +295,10 @@ class Lowering:
 
     # ---- values
 
-    def _value(self, node: fx.Node) -> Any:
+    def _value(self, node: Node) -> Any:
         return self.forced.get(node, self.env[node])
 
-    def lanes(self, node: fx.Node) -> Lanes:
+    def lanes(self, node: Node) -> Lanes:
         """The value of a node in lanes, also where it is a total over samples: each lane then holds its own part."""
         if node in self.forced:
             return self.forced[node]
@@ -324,7 +325,7 @@ class Lowering:
             return self._literal_ids(value.tensor, arg)
         return self._uniform_ids(value.node)
 
-    def _uniform_ids(self, node: fx.Node) -> Tensor:
+    def _uniform_ids(self, node: Node) -> Tensor:
         if node not in self.uniform_ids:
             name = "" if node.op == "get_attr" else name_of(node)
             if name in VIEWS and name != "getitem" and len(node.all_input_nodes) == 1:
@@ -338,10 +339,10 @@ class Lowering:
             self.uniform_ids[node] = made
         return self.uniform_ids[node]
 
-    def _literal_ids(self, tensor: Tensor, node: fx.Node) -> Tensor:
+    def _literal_ids(self, tensor: Tensor, node: Node) -> Tensor:
         flat = tensor.detach().to(torch.float64).reshape(-1)
         if node.name in self.sized and tensor.ndim and bool((tensor == tensor[:1]).all()):
-            return self._literal_ids(tensor[0].clone(), _unsized(node)).unsqueeze(0).expand(tensor.shape)
+            return self._literal_ids(tensor[0].clone(), _Unsized()).unsqueeze(0).expand(tensor.shape)
         distinct, inverse = torch.unique(flat, return_inverse=True)
         if len(distinct) <= 4 or bool(((flat == 0) | (flat == 1)).all()):
             made = torch.tensor([self.book.constant(float(v)) for v in distinct], dtype=torch.int64)[inverse]
@@ -349,7 +350,7 @@ class Lowering:
             made = torch.arange(len(flat)) + self.book.buffer(len(flat), "uniform", tensor).start
         return made.reshape(tensor.shape)
 
-    def like(self, ids: Tensor, node: fx.Node) -> Tensor:
+    def like(self, ids: Tensor, node: Node) -> Tensor:
         """Ids in memory of their own, laid out as PyTorch laid out the node's value, so that every later view is valid."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or value.shape != ids.shape:
@@ -358,10 +359,11 @@ class Lowering:
             return ids.clone(memory_format=torch.contiguous_format)
         return torch.empty_strided(value.shape, value.stride(), dtype=torch.int64).copy_(ids)
 
-    def known(self, node: Any) -> Any:
+    def known(self, arg: Any) -> Any:
         """The numbers of a literal or uniform, for indices; those of a uniform become part of the program."""
-        if not isinstance(node, fx.Node):
-            return node
+        if not isinstance(arg, fx.Node):
+            return arg
+        node: Node = arg
         if node in self.concrete:
             return self.concrete[node]
         value = self._value(node)
@@ -378,13 +380,13 @@ class Lowering:
         self.concrete[node] = result
         return result
 
-    def _literal(self, node: fx.Node) -> Any:
+    def _literal(self, node: Node) -> Any:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self.known)
         result = node.target(*args, **kwargs)
         return [Literal(x) for x in result] if isinstance(result, list | tuple) else Literal(result)
 
-    def _create(self, node: fx.Node) -> Any:
-        def stand_in(arg: fx.Node) -> Any:
+    def _create(self, node: Node) -> Any:
+        def stand_in(arg: Node) -> Any:
             value = self._value(arg)
             meta = arg.meta["val"]
             if isinstance(value, Literal):
@@ -399,10 +401,10 @@ class Lowering:
 
     # ---- operations that compute nothing
 
-    def _move(self, node: fx.Node) -> Any:
+    def _move(self, node: Node) -> Any:
         name = name_of(node)
 
-        def convert(arg: fx.Node) -> Any:
+        def convert(arg: Node) -> Any:
             value = self._value(arg)
             if isinstance(value, list):
                 return [v.ids if isinstance(v, Lanes) else self._literal_ids(v.tensor, arg) for v in value]
@@ -419,7 +421,7 @@ class Lowering:
         result = node.target(*args, **kwargs)
         return list(result) if isinstance(result, list | tuple) else result
 
-    def _inplace(self, node: fx.Node) -> Any:
+    def _inplace(self, node: Node) -> Any:
         target = self._value(node.args[0])
         if not isinstance(target, Lanes):
             raise CannotLower(f"an operation in place on something computed from parameters alone ({node.target})")
@@ -440,7 +442,7 @@ class Lowering:
 
     # ---- totals over samples
 
-    def _after(self, node: fx.Node, name: str, operands: list[Any]) -> Any:
+    def _after(self, node: Node, name: str, operands: list[Any]) -> Any:
         """An operation on totals that PyTorch does after the solve; it must be linear in them."""
         totals = sum(isinstance(x, Accumulated) for x in operands)
         linear = name in LINEAR or name == "_weight_norm_interface_backward"
@@ -780,20 +782,19 @@ class Lowering:
         return self.total((O, K), emit, lambda: self._sample_product(g.t().unsqueeze(0), v.unsqueeze(0))[0])
 
 
-class _unsized:
+class _Unsized:
     """Stands for a node whose shape does not count rows."""
 
-    def __init__(self, node: fx.Node) -> None:
-        self.name = ""
+    name = ""
 
 
-def is_inplace(node: fx.Node) -> bool:
+def is_inplace(node: Node) -> bool:
     """Whether an operation writes to its first argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 
 
-def handlers(low: Lowering) -> dict[str, Callable[[fx.Node], Any]]:
+def handlers(low: Lowering) -> dict[str, Callable[[Node], Any]]:
     """What every operation that computes something means."""
     from neurode.fused.operations import table
 

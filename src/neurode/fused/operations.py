@@ -14,13 +14,14 @@ from neurode.fused.capture import CannotLower
 from neurode.fused.program import Micro, Reduction
 from neurode.fused.virtual import BINARY, SAMPLE_SHIFT, UNARY
 
+Node = Any  # an fx.Node; PyTorch annotates its fields too widely to be of use
 LONGEST_POWER = 8  # whole powers up to here are products
 LONGEST_SCAN = 256  # a running sum is one addition an element
 
 
-def table(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
+def table(low: Any) -> dict[str, Callable[[Node], Any]]:
     """Name of an operation -> a function from its node to ids, a list of them, or a total over samples."""
-    entries: dict[str, Callable[[fx.Node], Any]] = {}
+    entries: dict[str, Callable[[Node], Any]] = {}
     for name, micro in UNARY.items():
         entries[name] = _unary(low, micro)
     for name, micro in BINARY.items():
@@ -30,8 +31,8 @@ def table(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
     return entries
 
 
-def _unary(low: Any, micro: Micro) -> Callable[[fx.Node], Tensor]:
-    def handler(node: fx.Node) -> Tensor:
+def _unary(low: Any, micro: Micro) -> Callable[[Node], Tensor]:
+    def handler(node: Node) -> Tensor:
         if micro is Micro.NOT:
             _only_booleans(node)
         return low.pointwise(micro, node.args[0])
@@ -39,14 +40,14 @@ def _unary(low: Any, micro: Micro) -> Callable[[fx.Node], Tensor]:
     return handler
 
 
-def _only_booleans(node: fx.Node) -> None:
+def _only_booleans(node: Node) -> None:
     value = node.meta.get("val")
     if str(node.target).startswith("aten.bitwise") and isinstance(value, Tensor) and value.dtype is not torch.bool:
         raise CannotLower(f"whole-number arithmetic ({node.target})")
 
 
-def _binary(low: Any, micro: Micro) -> Callable[[fx.Node], Tensor]:
-    def handler(node: fx.Node) -> Tensor:
+def _binary(low: Any, micro: Micro) -> Callable[[Node], Tensor]:
+    def handler(node: Node) -> Tensor:
         _only_booleans(node)
         a, b = node.args[0], node.args[1]
         if node.kwargs.get("rounding_mode") is not None:
@@ -59,8 +60,8 @@ def _binary(low: Any, micro: Micro) -> Callable[[fx.Node], Tensor]:
     return handler
 
 
-def _arithmetic(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
-    def power(node: fx.Node) -> Tensor:
+def _arithmetic(low: Any) -> dict[str, Callable[[Node], Any]]:
+    def power(node: Node) -> Tensor:
         base, exponent = node.args[0], node.args[1]
         if isinstance(exponent, fx.Node) or isinstance(base, int | float):
             return low.pointwise(Micro.POW, base, exponent)
@@ -75,15 +76,15 @@ def _arithmetic(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
         made = _whole_power(low, low.ids(base), whole)
         return low.pointwise(Micro.RECIPROCAL, made) if exponent < 0 else made
 
-    def rsub(node: fx.Node) -> Tensor:
+    def rsub(node: Node) -> Tensor:
         b = node.args[0]
         alpha = node.kwargs.get("alpha", 1)
         return low.pointwise(Micro.SUB, node.args[1], b if alpha == 1 else low.pointwise(Micro.MUL, b, alpha))
 
-    def erfc(node: fx.Node) -> Tensor:
+    def erfc(node: Node) -> Tensor:
         return low.pointwise(Micro.SUB, 1.0, low.pointwise(Micro.ERF, node.args[0]))
 
-    def softplus(node: fx.Node) -> Tensor:
+    def softplus(node: Node) -> Tensor:
         beta = node.args[1] if len(node.args) > 1 else node.kwargs.get("beta", 1)
         threshold = node.args[2] if len(node.args) > 2 else node.kwargs.get("threshold", 20)
         x = low.ids(node.args[0])
@@ -91,10 +92,10 @@ def _arithmetic(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
         soft = low.pointwise(Micro.DIV, low.pointwise(Micro.SOFTPLUS, scaled), float(beta))
         return low.pointwise(Micro.WHERE, low.pointwise(Micro.GT, scaled, float(threshold)), x, soft)
 
-    def square(node: fx.Node) -> Tensor:
+    def square(node: Node) -> Tensor:
         return low.pointwise(Micro.MUL, node.args[0], node.args[0])
 
-    def cast(node: fx.Node) -> Tensor:
+    def cast(node: Node) -> Tensor:
         value, source = node.meta["val"], node.args[0].meta["val"]
         if value.dtype not in (source.dtype, low.dtype, torch.bool) or (
             value.dtype is torch.bool and source.dtype is not torch.bool
@@ -116,11 +117,11 @@ def _whole_power(low: Any, base: Tensor, n: int) -> Tensor:
     return low.pointwise(Micro.MUL, made, base) if n % 2 else made
 
 
-def _choices(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
-    def where(node: fx.Node) -> Tensor:
+def _choices(low: Any) -> dict[str, Callable[[Node], Any]]:
+    def where(node: Node) -> Tensor:
         return low.pointwise(Micro.WHERE, *node.args)
 
-    def clamp(node: fx.Node) -> Tensor:
+    def clamp(node: Node) -> Tensor:
         made = low.ids(node.args[0])
         low_bound = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
         high_bound = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
@@ -128,19 +129,19 @@ def _choices(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
             made = low.pointwise(Micro.MAX, made, low_bound)
         return made if high_bound is None else low.pointwise(Micro.MIN, made, high_bound)
 
-    def threshold_backward(node: fx.Node) -> Tensor:
+    def threshold_backward(node: Node) -> Tensor:
         return low.pointwise(Micro.DRELU, *node.args)
 
-    def masked_fill(node: fx.Node) -> Tensor:
+    def masked_fill(node: Node) -> Tensor:
         return low.pointwise(Micro.WHERE, node.args[1], node.args[2], node.args[0])
 
-    def clamp_min(node: fx.Node) -> Tensor:
+    def clamp_min(node: Node) -> Tensor:
         return low.pointwise(Micro.MAX, node.args[0], node.args[1])
 
-    def clamp_max(node: fx.Node) -> Tensor:
+    def clamp_max(node: Node) -> Tensor:
         return low.pointwise(Micro.MIN, node.args[0], node.args[1])
 
-    def isnan(node: fx.Node) -> Tensor:
+    def isnan(node: Node) -> Tensor:
         return low.pointwise(Micro.NE, node.args[0], node.args[0])
 
     return {
@@ -149,27 +150,27 @@ def _choices(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
     }  # fmt: skip
 
 
-def _dims(node: fx.Node, ids: Tensor, position: int = 1) -> list[int]:
+def _dims(node: Node, ids: Tensor, position: int = 1) -> list[int]:
     given = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
     if given is None or given == []:
         return list(range(ids.ndim))
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _keep(node: fx.Node, position: int = 2) -> bool:
+def _keep(node: Node, position: int = 2) -> bool:
     return bool(node.args[position] if len(node.args) > position else node.kwargs.get("keepdim", False))
 
 
-def _folds(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
-    def fold(kind: Reduction) -> Callable[[fx.Node], Any]:
-        def handler(node: fx.Node) -> Any:
+def _folds(low: Any) -> dict[str, Callable[[Node], Any]]:
+    def fold(kind: Reduction) -> Callable[[Node], Any]:
+        def handler(node: Node) -> Any:
             ids = low.ids(node.args[0])
             return low.reduce(kind, ids, _dims(node, ids), _keep(node))
 
         return handler
 
-    def extreme(kind: Reduction) -> Callable[[fx.Node], Any]:
-        def handler(node: fx.Node) -> Any:
+    def extreme(kind: Reduction) -> Callable[[Node], Any]:
+        def handler(node: Node) -> Any:
             ids = low.ids(node.args[0])
             made = low.reduce(kind, ids, _dims(node, ids), _keep(node))
             if str(node.target).endswith(".dim"):
@@ -178,12 +179,12 @@ def _folds(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
 
         return handler
 
-    def mean(node: fx.Node) -> Tensor:
+    def mean(node: Node) -> Tensor:
         ids = low.ids(node.args[0])
         dims = _dims(node, ids)
         return _mean(low, ids, dims, _keep(node))
 
-    def var(node: fx.Node) -> Tensor:
+    def var(node: Node) -> Tensor:
         ids = low.ids(node.args[0])
         dims = _dims(node, ids)
         correction = node.kwargs.get("correction", 1)
@@ -192,15 +193,15 @@ def _folds(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
         total = low.reduce(Reduction.SUM, low.pointwise(Micro.MUL, off, off), dims, _keep(node))
         return low.pointwise(Micro.MUL, total, 1.0 / (count - (1 if correction is None else correction)))
 
-    def var_mean(node: fx.Node) -> list[Tensor]:
+    def var_mean(node: Node) -> list[Tensor]:
         ids = low.ids(node.args[0])
         return [var(node), _mean(low, ids, _dims(node, ids), _keep(node))]
 
-    def prod(node: fx.Node) -> Tensor:
+    def prod(node: Node) -> Tensor:
         ids = low.ids(node.args[0])
         return low.reduce(Reduction.PROD, ids, _dims(node, ids), _keep(node))
 
-    def cumsum(node: fx.Node) -> Tensor:
+    def cumsum(node: Node) -> Tensor:
         parts = list(low.ids(node.args[0]).unbind(node.args[1]))
         if len(parts) > LONGEST_SCAN:
             raise CannotLower(f"a running sum over more than {LONGEST_SCAN} elements")
@@ -221,15 +222,15 @@ def _mean(low: Any, ids: Tensor, dims: list[int], keep: bool) -> Tensor:
     return low.pointwise(Micro.DIV, total, float(count))
 
 
-def _products(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
-    def mm(node: fx.Node) -> Any:
+def _products(low: Any) -> dict[str, Callable[[Node], Any]]:
+    def mm(node: Node) -> Any:
         made = low.product(low.ids(node.args[0])[None], low.ids(node.args[1])[None], node in low.ends)
         return made[0] if isinstance(made, Tensor) else low._reshaped(made, tuple(node.meta["val"].shape))
 
-    def bmm(node: fx.Node) -> Any:
+    def bmm(node: Node) -> Any:
         return low.product(low.ids(node.args[0]), low.ids(node.args[1]), node in low.ends)
 
-    def addmm(node: fx.Node) -> Any:
+    def addmm(node: Node) -> Any:
         bias, x, z = node.args[:3]
         made = low.product(low.ids(x)[None], low.ids(z)[None], False)
         if not isinstance(made, Tensor):
@@ -240,12 +241,12 @@ def _products(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
             made = low.pointwise(Micro.MUL, made, alpha)
         return low.pointwise(Micro.ADD, made, bias if beta == 1 else low.pointwise(Micro.MUL, bias, beta))
 
-    def mv(node: fx.Node) -> Any:
+    def mv(node: Node) -> Any:
         made = low.product(low.ids(node.args[0])[None], low.ids(node.args[1])[None, :, None], node in low.ends)
         shape = tuple(node.meta["val"].shape)
         return made.reshape(shape) if isinstance(made, Tensor) else low._reshaped(made, shape)
 
-    def dot(node: fx.Node) -> Any:
+    def dot(node: Node) -> Any:
         made = low.pointwise(Micro.MUL, node.args[0], node.args[1])
         return low.reduce(Reduction.SUM, made, [0], False)
 
@@ -340,7 +341,7 @@ class Convolution:
         return made[0].reshape(shape) if isinstance(made, Tensor) else self.low._reshaped(made, shape)
 
 
-def _convolution_backward(low: Any, node: fx.Node) -> list[Any]:
+def _convolution_backward(low: Any, node: Node) -> list[Any]:
     g, x, weight, _, stride, padding, dilation, transposed, extra, groups, wanted = node.args
     made = Convolution(low, (None, None, stride, padding, dilation, transposed, extra, groups), x, weight)
     ids = low.ids(g)
@@ -367,12 +368,12 @@ def add_layers(low: Any, layers: list[Tensor]) -> Tensor:
     return made.reshape(layers[0].shape)
 
 
-def _placements(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
-    def pad(node: fx.Node) -> Tensor:
+def _placements(low: Any) -> dict[str, Callable[[Node], Any]]:
+    def pad(node: Node) -> Tensor:
         value = node.args[2] if len(node.args) > 2 else 0.0
         return torch.constant_pad_nd(low.ids(node.args[0]), list(node.args[1]), low.book.constant(float(value)))
 
-    def index_put(node: fx.Node) -> Tensor:
+    def index_put(node: Node) -> Tensor:
         ids, source = low.ids(node.args[0]), low.ids(node.args[2])
         places = [None if i is None else low.known(i) for i in node.args[1]]
         accumulate = node.args[3] if len(node.args) > 3 else node.kwargs.get("accumulate", False)
@@ -380,8 +381,8 @@ def _placements(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
         source = source.expand(where.shape) if source.ndim <= where.ndim else source.reshape(where.shape)
         return _put(low, ids, where, source, bool(accumulate))
 
-    def scatter(add: bool) -> Callable[[fx.Node], Tensor]:
-        def handler(node: fx.Node) -> Tensor:
+    def scatter(add: bool) -> Callable[[Node], Tensor]:
+        def handler(node: Node) -> Tensor:
             ids, dim = low.ids(node.args[0]), node.args[1]
             index = low.known(node.args[2])
             source = low.ids(node.args[3])
@@ -393,14 +394,14 @@ def _placements(low: Any) -> dict[str, Callable[[fx.Node], Any]]:
 
         return handler
 
-    def index_add(node: fx.Node) -> Tensor:
+    def index_add(node: Node) -> Tensor:
         ids, dim = low.ids(node.args[0]), node.args[1]
         where = torch.arange(ids.numel()).reshape(ids.shape).index_select(dim, low.known(node.args[2]))
         alpha = node.kwargs.get("alpha", 1)
         source = low.ids(node.args[3]) if alpha == 1 else low.pointwise(Micro.MUL, node.args[3], alpha)
         return _put(low, ids, where, source, True)
 
-    def fill(node: fx.Node) -> Tensor:
+    def fill(node: Node) -> Tensor:
         return low.ids(node.args[1]).expand(low.ids(node.args[0]).shape)
 
     return {

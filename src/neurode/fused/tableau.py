@@ -52,9 +52,12 @@ def native_tableau(method: Any) -> NativeTableau:
     a = torch.zeros(n, n, dtype=torch.float64)
     for i, row in enumerate(rows):
         a[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    vector = lambda x: None if x is None else torch.tensor(list(x), dtype=torch.float64)
     stages = method.num_stages
     return NativeTableau(
-        stages, n - stages, a, vector(method.B), vector(c), vector(method.E), vector(method.E2),
+        stages, n - stages, a, _vector(method.B), _vector(c), _vector(method.E), _vector(method.E2),
         torch.tensor(p, dtype=torch.float64), method.fsal,
     )  # fmt: skip
+
+
+def _vector(x: Any) -> Any:
+    return None if x is None else torch.tensor(list(x), dtype=torch.float64)

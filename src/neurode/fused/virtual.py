@@ -49,7 +49,7 @@ class Virtual:
 
     kind: str
     operands: list[Tensor]
-    out: Buffer | None
+    out: Any
     late: bool
     attrs: dict[str, Any] = field(default_factory=dict)
 
