@@ -122,6 +122,13 @@ def test_nested_parts(name):
     assert torch.allclose(out["a"], torch.full((2,), math.cos(1.0)), atol=1e-3)
 
 
+def test_the_continuous_adjoint_refuses_and_names_another():
+    a = torch.tensor(1.0, requires_grad=True)
+    f = lambda t, s: (a * s[1], -s[0])
+    with pytest.raises(neurode.GradientError, match="autograd"):
+        neurode.solve(f, (torch.ones(1), torch.zeros(1)), (0, 1), method="leapfrog", steps=3, gradient="continuous")
+
+
 def test_states_that_do_not_fit():
     with pytest.raises(neurode.InputError, match=r"two parts, \(q, p\)"):
         neurode.solve(lambda t, y: y, torch.ones(2), (0, 1), method="leapfrog", steps=2)

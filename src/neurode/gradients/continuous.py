@@ -86,6 +86,11 @@ class Continuous:
             )
         if problem.events:
             raise GradientError("gradient='continuous' does not differentiate events. Type gradient='autograd'.")
+        if problem.method.kind == "symplectic":
+            raise GradientError(
+                f"the adjoint ODE does not split into (q, p), as {problem.method.name!r} needs. Type gradient='autograd' or"
+                " gradient='discrete'."
+            )
         backward_method = self._backward_method(problem)
         if self.params is None:
             inputs = find_inputs(problem.field, _time(problem, number(problem.t0)), problem.y0, self.name)
