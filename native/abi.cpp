@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "engine.h"
 
@@ -51,6 +52,20 @@ const Engine& engine_of(const Program& p) { return *chosen().engine(p.dtype); }
 
 thread_local const char* last_error = "";
 
+constexpr int64_t MAX_STAGES = 64; // as in tile.h: the loops keep a step's weights on the stack
+
+// Runs part of a solve; nothing that C++ throws may reach the caller.
+template <class Work> int64_t guarded(const nd_solve& s, Work work) {
+    if (s.stages < 1 || s.extra < 0 || s.stages + s.extra > MAX_STAGES)
+        return last_error = "the method has more than 64 stages", 1;
+    try {
+        work();
+    } catch (const std::bad_alloc&) {
+        return last_error = "there is not enough memory", 1;
+    }
+    return 0;
+}
+
 } // namespace
 
 extern "C" {
@@ -76,13 +91,11 @@ void nd_vjp(void* program, const void* u, int64_t rows, const double* t, const v
 }
 int64_t nd_forward(void* program, nd_solve* s) {
     const Program& p = *static_cast<Program*>(program);
-    engine_of(p).forward(p, *s);
-    return 0;
+    return guarded(*s, [&] { engine_of(p).forward(p, *s); });
 }
 int64_t nd_backward(void* program, nd_solve* s) {
     const Program& p = *static_cast<Program*>(program);
-    engine_of(p).backward(p, *s);
-    return 0;
+    return guarded(*s, [&] { engine_of(p).backward(p, *s); });
 }
 void nd_trace_free(void* program, void* trace) { engine_of(*static_cast<Program*>(program)).free_trace(trace); }
 void nd_micro(int64_t dtype, int64_t op, void* out, const void* a, const void* b, const void* c, int64_t n) {

@@ -34,13 +34,15 @@ struct Tableau {
 };
 
 // Width of the tile: two vectors where there are matrix products (fewer loads), up to 64 numbers where operations are short
-// (the interpreter's cost is by instruction), never more than the batch fills.
+// (the interpreter's cost is by instruction), never more than the batch fills or than leaves a tile's rows in L2.
+constexpr size_t TILE_BYTES = 512 * 1024; // half of the smaller second-level caches of today's processors
 template <class R> int tile_width(const Program& program, int64_t rows) {
     constexpr int least = LANES<R> < 8 ? 8 : LANES<R>;
     int most = program.has_products ? 2 * LANES<R> : 64;
     if (most < least) most = least;
     int T = least;
-    while (T < most && T < rows) T *= 2;
+    size_t bytes = sizeof(R) * (size_t(program.rows_saved) + program.rows_forward + program.rows_cotangent);
+    while (T < most && T < rows && 2 * T * bytes <= TILE_BYTES) T *= 2;
     return T;
 }
 
@@ -133,7 +135,7 @@ template <class R> class Tile {
         }
     }
 
-    static constexpr int MAX_STAGES = 64;
+    static constexpr int MAX_STAGES = 64; // abi.cpp refuses more
     Tableau method;
     int D, T;
     ptrdiff_t N;               // numbers of a state: D rows of T lanes
