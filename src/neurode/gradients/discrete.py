@@ -228,10 +228,10 @@ class _Sweep:
         gone = None if work.gone is None or bool(work.gone.all()) else work.gone
         self.inputs = Replayed(problem.field, work.inputs, inputs, gone)
         self.inputs.field.num_calls = 0
-        self.stages = StageField(self.inputs) if work.settings.alive == "stage" else None
+        self.totals = [torch.zeros_like(x) for x in inputs]
+        self.stages = StageField(self.inputs, self.totals) if work.settings.alive == "stage" else None
         kind = RowReplay if problem.per_row else JointReplay
         self.replay = kind(problem, self.strides, self.times, gone)
-        self.totals = [torch.zeros_like(x) for x in inputs]
         self.gy = torch.zeros_like(y0)
         self.grad_ys: Any = None
         self.steps = 0
