@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neurode.torchdiffeq._backward import Backward, adjoint_norm, adjoint_tolerance
-from neurode.torchdiffeq._call import Call, default_norm, read_call
-from neurode.torchdiffeq._odeint import odeint
+from neurode.torchdiffeq._call import Call, read_call
+from neurode.torchdiffeq._states import states
+from neurode.torchdiffeq._terminal import until_event
 
 
 @dataclass(frozen=True)
@@ -80,27 +81,21 @@ def odeint_adjoint(
         >>> net.weight.grad.shape
         torch.Size([2, 2])
     """
-    if adjoint_params is None and not isinstance(func, nn.Module):
-        raise ValueError(
-            "func must be an instance of nn.Module to specify the adjoint parameters; alternatively they can be"
-            " specified explicitly via the `adjoint_params` argument. If there are no parameters then it is allowable"
-            " to set `adjoint_params=()`."
-        )
+    found = adjoint_parameters(func, adjoint_params)
     if options is not None and adjoint_options is None and adjoint_method not in (None, method):
         raise ValueError(
-            "If `adjoint_method != method` then we cannot infer `adjoint_options` from `options`. So as `options` has"
-            " been passed then `adjoint_options` must be passed as well."
+            "If `adjoint_method != method` then the options of one method do not serve the other. Type"
+            " adjoint_options={...}, or leave options out."
         )
     if event_fn is not None and len(t) != 2:
         raise ValueError(f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}.")
     call = read_call(func, y0, t, rtol, atol, method, options)
     chosen = read_options(options, adjoint_options)
-    found = tuple(find_parameters(func) if adjoint_params is None else adjoint_params)
     params = tuple(p for p in found if p.requires_grad)
     if len(params) < len(found) and callable(chosen.get("norm")):
         warnings.warn(
-            "An adjoint parameter was passed without requiring gradient. For efficiency this will be excluded from the"
-            " adjoint pass, and will not appear as a tensor in the adjoint norm.",
+            "An adjoint parameter was passed without requiring gradient. It takes no part in the adjoint solve, and is not"
+            " in the tuple that the adjoint norm gets.",
             stacklevel=2,
         )
     forward_norm = call.norm
@@ -134,6 +129,11 @@ def _split(ys: Tensor, call: Call) -> Any:
     return tuple(parts)
 
 
+def _entries(ys: Tensor, call: Call) -> tuple[Tensor, ...]:
+    parts = _split(ys, call)
+    return parts if isinstance(parts, tuple) else (parts,)
+
+
 def _join(ys: Any) -> Tensor:
     return torch.cat([y.reshape(len(y), -1) for y in ys], -1) if isinstance(ys, tuple) else ys
 
@@ -143,6 +143,18 @@ def read_options(options: dict[str, Any] | None, adjoint_options: dict[str, Any]
     if adjoint_options is not None:
         return dict(adjoint_options)
     return {key: value for key, value in (options or {}).items() if key != "norm"}
+
+
+def adjoint_parameters(func: Callable[..., Any], adjoint_params: Iterable[Tensor] | None) -> tuple[Tensor, ...]:
+    """The tensors to differentiate with respect to."""
+    if adjoint_params is not None:
+        return tuple(adjoint_params)
+    if not isinstance(func, nn.Module):
+        raise ValueError(
+            "func must be an instance of nn.Module to specify the adjoint parameters; for any other callable list them:"
+            " adjoint_params=(tensor, ...), or adjoint_params=() where there are none."
+        )
+    return tuple(find_parameters(func))
 
 
 def find_parameters(module: nn.Module) -> list[Tensor]:
@@ -161,31 +173,24 @@ class OdeintAdjointMethod(torch.autograd.Function):
         call = plan.call
         ctx.plan, ctx.adjoint_options = plan, plan.backward["options"]
         ctx.t_moves = t.requires_grad
-        solver = call.solver.name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they were given when the arguments were read
-            result = odeint(
-                call.func, call.y0, t, rtol=call.rtol, atol=call.atol, method=solver, options=call.options,
-                event_fn=plan.event_fn,
-            )  # fmt: skip
-        event_t, states = (None, result) if plan.event_fn is None else result
-        ys = _join(states)
-        times = t if event_t is None else torch.stack([t[0], event_t])
+        call = replace(call, t=t.detach())
+        event_t, solution = (None, states(call)) if plan.event_fn is None else until_event(call, plan.event_fn)
+        ys = _join(solution)
+        times = call.t if event_t is None else torch.stack([call.t[0], event_t])
         ctx.save_for_backward(times, ys, *tensors[num:])
-        if event_t is None:
-            return ys
-        ctx.mark_non_differentiable(event_t)
-        return event_t, ys
+        return ys if event_t is None else (event_t, ys)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override] - the decorator's names
         plan = ctx.plan
         times, ys, *params = ctx.saved_tensors
-        grad = grads[-1].contiguous()  # the time of an event is a constant here; `odeint_event` gives it its gradient
+        grad = grad_outputs[
+            -1
+        ].contiguous()  # the time of an event is a constant here; `odeint_event` gives it its gradient
         sweep = Backward(plan.call, tuple(params), plan.backward, checked=not plan.listed)
-        entries = (part if isinstance(part, tuple) else (part,) for part in (_split(ys, plan.call), _split(grad, plan.call)))
-        adj_t, adj_y, adj_params = sweep.run(times, *entries, ctx.t_moves)
+        outputs, grads = _entries(ys, plan.call), _entries(grad, plan.call)
+        adj_t, adj_y, adj_params = sweep.run(times, outputs, grads, ctx.t_moves)
         if adj_t is not None and plan.event_fn is not None:
             adj_t = torch.stack([adj_t[0], torch.zeros_like(adj_t[0])])
         return None, adj_t, None, *adj_y, *adj_params

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode import GradientError
+from neurode._errors import GradientError
 from neurode.torchdiffeq._call import Call, largest_rms
 from neurode.torchdiffeq._odeint import odeint
 
@@ -157,7 +157,7 @@ class Backward:
         """`<grad, func(t, y)>`."""
         dy = self.call.field(t.to(y[0].abs().dtype), y if isinstance(self.call.y0, tuple) else y[0])
         dy = dy if isinstance(dy, tuple) else (dy,)
-        return sum((g.conj() * d).sum().real for g, d in zip(grad, dy, strict=True))
+        return torch.stack([(g.conj() * d).sum().real for g, d in zip(grad, dy, strict=True)]).sum()
 
     def _interval(self, t: Tensor, i: int, y: tuple[Tensor, ...], adjoints: Any) -> Any:
         """From the i-th output time to the one before."""

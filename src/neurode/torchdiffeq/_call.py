@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode import Callbacks, SolveError, Status
+from neurode._errors import SolveError
+from neurode._solution import Status
+from neurode.control import Callbacks
 from neurode.torchdiffeq._solvers import ALL_CALLBACKS, SOLVERS, Solver
 
 MAX_ADAMS_ORDER, MIN_ADAMS_ORDER = 12, 4  # of torchdiffeq: beyond an error, below a warning
@@ -63,9 +65,7 @@ class Call:
     def callbacks(self) -> Callbacks | None:
         """The callbacks that `func` carries, with a count of steps where `max_num_steps` limits them."""
         found = {name: getattr(self.func, name, None) for name in self.solver.callbacks}
-        step, accept, reject = (
-            found.get(f"callback_{kind}") for kind in ("step", "accept_step", "reject_step")
-        )
+        step, accept, reject = (found.get(f"callback_{kind}") for kind in ("step", "accept_step", "reject_step"))
         if "max_num_steps" in self.options:
             step = Budget(int(self.options["max_num_steps"]), self.t.detach().tolist(), step)
         if step is None and accept is None and reject is None:
@@ -92,9 +92,7 @@ class Budget:
             self.then(t0, y0, dt)
 
 
-def read_call(
-    func: Any, y0: Any, t: Any, rtol: Any, atol: Any, method: Any, options: Any, warn: bool = True
-) -> Call:
+def read_call(func: Any, y0: Any, t: Any, rtol: Any, atol: Any, method: Any, options: Any) -> Call:
     """Read and check the arguments of `odeint`.
 
     Raises:
@@ -113,8 +111,7 @@ def read_call(
     if t.device != leaves[0].device:
         warnings.warn("t is not on the same device as y0. Coercing to y0.device.", stacklevel=4)
         t = t.to(leaves[0].device)
-    if warn:
-        _warn(func, solver, options)
+    _warn(func, solver, options)
     return Call(func, conforming(func, y0), y0, t, rtol, atol, solver, options)
 
 
@@ -136,9 +133,7 @@ def read_times(t: Any) -> Tensor:
     if len(t) == 0:
         raise IndexError("t is empty; it needs at least the initial time")
     later, earlier = t[1:].detach(), t[:-1].detach()
-    assert bool((later > earlier).all()) or bool((later < earlier).all()), (
-        "t must be strictly increasing or decreasing"
-    )
+    assert bool((later > earlier).all()) or bool((later < earlier).all()), "t must be strictly increasing or decreasing"
     return t
 
 

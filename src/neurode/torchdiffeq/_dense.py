@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from neurode.torchdiffeq._call import read_call
 from neurode.torchdiffeq._states import adaptive_settings, grid_of, run

@@ -12,12 +12,11 @@ from neurode import methods
 STEP_CALLBACK = frozenset({"callback_step"})
 ALL_CALLBACKS = frozenset({"callback_step", "callback_accept_step", "callback_reject_step"})
 
-ADAPTIVE = frozenset(
-    "first_step safety ifactor dfactor max_num_steps min_step max_step dtype step_t jump_t norm".split()
-)
-FIXED = frozenset("step_size grid_constructor interp perturb norm".split())
+CONTROL = {"first_step", "safety", "ifactor", "dfactor", "max_num_steps", "min_step", "max_step"}
+ADAPTIVE = frozenset(CONTROL | {"dtype", "step_t", "jump_t", "norm"})
+FIXED = frozenset({"step_size", "grid_constructor", "interp", "perturb", "norm"})
 ADAMS = FIXED | {"max_order", "max_iters", "implicit"}
-SCIPY = frozenset("solver min_step max_step norm grid_points eps".split())
+SCIPY = frozenset({"solver", "min_step", "max_step", "norm", "grid_points", "eps"})
 
 # Adams methods of higher orders are stable for very small steps only; torchdiffeq's own default of 12 diverges on
 # y' = cos(t) y with 40 steps. Orders up to 5 do not, and higher ones are taken as 5.

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode import PID, SolveError, solve
+from neurode._errors import SolveError
+from neurode._solve import solve
+from neurode.control import PID
 from neurode.torchdiffeq._call import Call, as_assertion
 from neurode.torchdiffeq._scipy import scipy_states
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode import Event, Status
+from neurode._solution import Status
+from neurode.output.events import Event
 from neurode.torchdiffeq._call import Call
 from neurode.torchdiffeq._states import adaptive_settings, run
 
