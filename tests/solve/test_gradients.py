@@ -46,7 +46,7 @@ def test_gradcheck_joint(name):
     assert gradcheck(run, inputs(None), **SIZES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "bosh3"])  # thousands of steps at 1e-9
 def test_gradcheck_rows_with_spans_of_their_own(name):
     def run(y0, w, shift, t0, t1):
         options = METHODS[name]
@@ -56,7 +56,7 @@ def test_gradcheck_rows_with_spans_of_their_own(name):
 
 
 @pytest.mark.parametrize("rows", [None, 2])
-@pytest.mark.parametrize("name", ["rk4", "tsit5", "bosh3"])
+@pytest.mark.parametrize("name", ["rk4", "tsit5", "dop853"])
 def test_gradcheck_of_outputs_and_of_their_times(name, rows):
     y0, w, shift, t0, t1 = inputs(rows)
     share = torch.tensor([0.0, 0.21, 0.64, 1.0])
