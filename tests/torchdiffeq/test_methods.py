@@ -107,7 +107,8 @@ def test_adaptive_in_float32(method):
         {"grid_constructor": lambda f, y0, t: torch.cat([t[:1], 0.3 * t[:1] + 0.7 * t[-1:], t[-1:]])},
         {"step_size": 10.0},
     ],
-    ids=str,
+    # Names without addresses: every process of pytest-xdist must collect the same ones.
+    ids=lambda options: "-".join(k if callable(v) else f"{k}={v}" for k, v in (options or {"defaults": ""}).items()),
 )
 def test_methods_on_a_grid(method, ends, options):
     t = torch.linspace(*ends, 7)
