@@ -303,17 +303,23 @@ class Assembler:
 
     def _fuse_products(self) -> None:
         """Bias, an added row, and an activation become the epilogue of the product that makes their operand."""
+        self._repeat("gemm", self._absorb)
+
+    def _repeat(self, kind: str, merge: Any) -> None:
+        """Merge instructions of a kind into their only readers until nothing changes."""
         changed = True
         while changed:
-            changed = False
+            changed, gone = False, set()
             readers = self._readers()
-            for virtual in self.list:
-                if virtual.kind != "gemm" or virtual.out is None:
+            for virtual in list(self.list):
+                if virtual.kind != kind or id(virtual) in gone:
                     continue
                 users = readers.get(virtual.out.start, [])
-                if len(users) == 1 and users[0] is not None and self._absorb(virtual, users[0]):
+                if len(users) != 1 or users[0] is None or id(users[0]) in gone:
+                    continue
+                if merge(virtual, users[0]):
                     changed = True
-                    break
+                    gone |= {id(virtual), id(users[0])}
 
     def _absorb(self, gemm: Virtual, user: Virtual) -> bool:
         assert gemm.out is not None
@@ -360,17 +366,7 @@ class Assembler:
 
     def _fuse_chains(self) -> None:
         """A pointwise instruction that alone reads another of the same length takes it in."""
-        done = False
-        while not done:
-            done = True
-            readers = self._readers()
-            for virtual in self.list:
-                if virtual.kind != "pointwise" or virtual.out is None:
-                    continue
-                users = readers.get(virtual.out.start, [])
-                if len(users) == 1 and users[0] is not None and self._join(virtual, users[0]):
-                    done = False
-                    break
+        self._repeat("pointwise", self._join)
 
     def _join(self, first: Virtual, user: Virtual) -> bool:
         assert first.out is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections import OrderedDict
@@ -229,7 +230,11 @@ def _quiet(probe: Probe, values: list[Tensor]) -> Tensor:
 def _stand_in(x: Tensor, baked: bool, generator: torch.Generator) -> Tensor:
     if baked or not x.is_floating_point():
         return x.detach()
-    return torch.rand(x.shape, dtype=x.dtype, generator=generator) * 0.8 + 0.1
+    noise = torch.rand(x.shape, dtype=x.dtype, generator=generator)
+    if x.ndim < 2:
+        return noise * 0.8 + 0.1  # positive: it may be a variance or a rate
+    # Products keep the size of their operands (Glorot & Bengio 2010): nothing saturates and hides an error in rounding.
+    return (2 * noise - 1) * math.sqrt(3 * x.shape[0] / x.numel())
 
 
 def _lanes(made: FieldProgram, values: list[Tensor], rows: int) -> tuple[int, Tensor, Tensor, Tensor | None]:
