@@ -70,14 +70,17 @@ template <class R> class Backward {
         return n;
     }
 
+    template <class X> static void clear(X* to, int64_t n) {
+        if (to && n) std::memset(to, 0, sizeof(X) * n);
+    }
     void clear_outputs() {
-        std::memset(s.grad_y0, 0, sizeof(R) * s.rows * D);
-        if (s.grad_rowdata) std::memset(s.grad_rowdata, 0, sizeof(R) * s.rows * p.num_rowdata);
-        std::memset(s.accumulators, 0, sizeof(R) * p.num_accumulators);
-        if (s.grad_t0) std::memset(s.grad_t0, 0, sizeof(double) * s.rows);
-        if (s.grad_t1) std::memset(s.grad_t1, 0, sizeof(double) * s.rows);
-        if (s.grad_grid) std::memset(s.grad_grid, 0, sizeof(double) * s.points * s.rows);
-        if (s.grad_eval) std::memset(s.grad_eval, 0, sizeof(double) * s.num_eval * s.rows);
+        clear(static_cast<R*>(s.grad_y0), s.rows * D);
+        clear(static_cast<R*>(s.grad_rowdata), s.rows * p.num_rowdata);
+        clear(static_cast<R*>(s.accumulators), p.num_accumulators);
+        clear(s.grad_t0, s.rows);
+        clear(s.grad_t1, s.rows);
+        clear(s.grad_grid, s.points * s.rows);
+        clear(s.grad_eval, s.num_eval * s.rows);
     }
 
     const R* grad_ys(int64_t j, int64_t row) const { return static_cast<const R*>(s.grad_ys) + (j * s.rows + row) * D; }

@@ -65,7 +65,7 @@ void vjp(const Program& p, const void* u, int64_t rows, const double* t, const v
         }
     }
     if (!accumulators) return;
-    std::memset(accumulators, 0, sizeof(R) * p.num_accumulators);
+    for (int i = 0; i < p.num_accumulators; i++) static_cast<R*>(accumulators)[i] = 0;
     run.flush(static_cast<R*>(accumulators));
 }
 
