@@ -20,7 +20,7 @@ h2{font-size:21px;margin:48px 0 10px;padding-top:14px;border-top:1px solid var(-
 nav{background:var(--wash);border-radius:8px;padding:12px 18px;margin:24px 0;columns:2;column-gap:32px}
 nav a{display:block;text-decoration:none;padding:2px 0}
 table{border-collapse:collapse;width:100%;margin:16px 0;font-variant-numeric:tabular-nums;font-size:14.5px}
-th,td{padding:7px 10px;text-align:right;border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}
+th,td{padding:7px 10px;text-align:right;border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left;white-space:nowrap}
 th{color:var(--soft);font-weight:600;vertical-align:bottom}.scroll{overflow-x:auto}
 figure{margin:18px 0}figure img{max-width:100%;border-radius:6px;background:#fff;display:block;margin:0 auto}
 figcaption{color:var(--soft);font-size:14px;margin-top:6px}

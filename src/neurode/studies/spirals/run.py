@@ -48,7 +48,8 @@ def run(settings: Settings) -> pathlib.Path:
     footer = (
         f"neurode {neurode.__version__}, torch {torch.__version__}, Python {platform.python_version()},"
         f" {settings.threads} thread(s),"
-        f" {results['seconds_in_all']:.0f} s in all. `settings.json` reproduces this page: `neurode spirals`."
+        f" {results['seconds_in_all']:.0f} s in the run that wrote this page. `settings.json`"
+        " reproduces it: `neurode spirals`."
     )
     report = settings.out / "report.html"
     _write(report, page.render(footer))
