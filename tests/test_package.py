@@ -27,5 +27,34 @@ def test_import_is_lean() -> None:
     assert not {name for name in out if name.startswith(("torch._dynamo", "torch._inductor"))}
 
 
+EXTRAS = ("numpy", "scipy", "matplotlib", "PIL", "tyro", "tqdm", "safetensors", "torchdiffeq", "jaxtyping")
+
+TORCH_ALONE = f"""
+import sys
+for name in {EXTRAS}:
+    sys.modules[name] = None  # importing it raises, as if it were not installed
+import torch, neurode, neurode.torchdiffeq, neurode.data
+y0 = torch.ones(3, 2, requires_grad=True)
+neurode.solve(lambda t, y: -y, y0, (0, 1), method="tsit5", t_eval=[0.0, 0.5], batch_dim=0).ys.sum().backward()
+layer = neurode.nn.NeuralODE(neurode.nn.MLP(2, (8,)), method="rk4", steps=3)
+layer(y0).sum().backward()
+neurode.torchdiffeq.odeint(lambda t, y: -y, y0, torch.tensor([0.0, 1.0]))
+print("fine")
+"""
+
+
+def test_runs_with_torch_alone() -> None:
+    """Where no extra is installed, solver, layers and drop-in run all the same."""
+    ran = subprocess.run([sys.executable, "-c", TORCH_ALONE], capture_output=True, text=True)
+    assert ran.stdout == "fine\n", ran.stderr
+
+
+def test_missing_extra_is_one_sentence() -> None:
+    code = "import sys; sys.modules['tyro'] = None; from neurode.cli import main; sys.exit(main(['spirals']))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr == "`neurode spirals` needs tyro, which is not installed. Type: pip install 'neurode[study]'\n"
+
+
 def test_everything_exported_exists() -> None:
     assert all(hasattr(neurode, name) for name in neurode.__all__)
