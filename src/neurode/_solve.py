@@ -175,7 +175,7 @@ def solve(
     solution = solution if integrals is None else integrals.split(solution)
     if has_aux:
         start = (layout.unpack(state), t0, layout)
-        evaluate = lambda t, y: _aux(f(t, y, *field.args))  # noqa: E731
+        evaluate = lambda t, y: _aux(f(t, y, *field.args))
         solution = replace(solution, aux=along(evaluate, solution.ts, solution.ys, *start))
         _count_more(stats, len(solution.ts))
     if save is not None:

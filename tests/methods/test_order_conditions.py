@@ -165,5 +165,5 @@ def test_floats_are_the_nearest_to_the_exact_numbers(tableau):
         for row, floats in zip(given or (), derived or (), strict=True):
             assert floats == tuple(float(Fraction(x)) for x in row)
             assert all(type(x) is float for x in floats)
-    assert tableau.B == tuple(map(float, tableau.b))
-    assert tableau.C == tuple(map(float, tableau.c))
+    assert tuple(map(float, tableau.b)) == tableau.B
+    assert tuple(map(float, tableau.c)) == tableau.C

@@ -35,7 +35,7 @@ def test_facts_are_consistent(name):
 
 
 def test_unknown_name_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown method 'dopri55'. Did you mean 'dopri5'.*verner9"):
+    with pytest.raises(ValueError, match=r"unknown method 'dopri55'\. Did you mean 'dopri5'.*verner9"):
         get("dopri55")
 
 

@@ -222,7 +222,8 @@ class RowPace:
         """Add the logged attempts to the counts of the original batch."""
         if not self.log:
             return
-        live, accepted = (torch.stack([entry[i] for entry in self.log]) for i in (0, 1))
+        live = torch.stack([entry[0] for entry in self.log])
+        accepted = torch.stack([entry[1] for entry in self.log])
         calls = torch.tensor([entry[2] for entry in self.log], device=live.device)
         accepted = accepted & live
         new = torch.stack([(live * calls[:, None]).sum(0), accepted.sum(0), (live & ~accepted).sum(0)])

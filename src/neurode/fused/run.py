@@ -308,7 +308,7 @@ class NativeSolve(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]  the decorator has no types
         grad_y1, grad_ys = grad_outputs
         _ = ctx.saved_tensors  # raises where a parameter was changed in place since the solve
         if grad_y1 is None and grad_ys is None:

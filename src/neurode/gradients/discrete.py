@@ -138,7 +138,8 @@ class _Work:
             self.gone = self.gone if bool(self.gone.any()) else None
             if self.gone is not None and problem.t_eval is not None:
                 ys = torch.where(self.gone[:, None], torch.nan, ys)
-        self.outcome = replace(outcome, y1=None, ys=None)
+        nothing: Any = None  # the outputs belong to autograd from here on
+        self.outcome = replace(outcome, y1=nothing, ys=nothing)
         return y1.clone() if y1 is y0 else y1, ys.clone() if ys._base is y0 else ys
 
     @property
@@ -231,7 +232,7 @@ class _Sweep:
         self.totals = [torch.zeros_like(x) for x in inputs]
         self.stages = StageField(self.inputs, self.totals) if work.settings.alive == "stage" else None
         kind = RowReplay if problem.per_row else JointReplay
-        self.replay = kind(problem, self.strides, self.times, gone)
+        self.replay: Any = kind(problem, self.strides, self.times, gone)
         self.gy = torch.zeros_like(y0)
         self.grad_ys: Any = None
         self.steps = 0
@@ -261,7 +262,7 @@ class _Sweep:
 
     def _back(self, n: int, state: Tensor) -> None:
         """One step on the tape, and its derivative."""
-        stride, rows = self.strides[n], None
+        stride, rows, accepted = self.strides[n], None, None
         if self.work.problem.per_row:
             rows = None if stride.whole else stride.rows
             accepted = stride.accepted.unsqueeze(1)
@@ -269,12 +270,12 @@ class _Sweep:
         with torch.enable_grad():
             y = self.replay.state(n, state).detach().requires_grad_()
             values, index, leaves = self.replay.take(n, y, self.inputs, self.stages, self.times)
-        cotangents = [gy if not self.work.problem.per_row else torch.where(accepted, gy, 0.0)]
+        cotangents = [gy if accepted is None else torch.where(accepted, gy, 0.0)]
         cotangents += [self.grad_ys[place] for place in index]
         grads = self._derivative(values, [y, *(leaf for leaf, _, _ in leaves), *self.inputs.wanted], cotangents)
         self.steps += 1
         new = torch.zeros_like(gy) if grads[0] is None else grads[0]
-        if self.work.problem.per_row:
+        if accepted is not None:
             new = torch.where(accepted, new, gy)
         self.gy = new if rows is None else self.gy.index_copy(0, rows, new)
         for (_, name, place), grad in zip(leaves, grads[1:], strict=False):

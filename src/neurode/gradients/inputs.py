@@ -219,7 +219,8 @@ class Replayed:
         pairs = list(zip(inputs.all, values, strict=True))
         self.wanted = [x if x.grad_fn is None else value.detach().requires_grad_() for x, value in pairs]
         swap = {id(x): new for x, new in zip(inputs.all, self.wanted, strict=True) if x is not new}
-        self.field, self.gone, self.rows = copy.copy(field), gone, None
+        self.field, self.gone = copy.copy(field), gone
+        self.rows: Tensor | None = None
         self.args = pytree.tree_map(lambda node: _swapped(node, swap), field.all_args, is_leaf=is_per_row)
         self.take(None)
         shown = {id(x) for x in (inputs.all if inputs.hidden else inputs.made)}

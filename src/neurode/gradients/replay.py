@@ -131,7 +131,7 @@ class JointReplay:
             if wanted and getattr(times, name) is not None:
                 ends[i] = torch.tensor(ends[i], dtype=times.dtype, device=y.device, requires_grad=True)
                 leaves.append((ends[i], name, place))
-        interval = Interval(*ends, field.time_dtype, *stride.jumps)
+        interval = Interval(ends[0], ends[1], field.time_dtype, *stride.jumps)
         step = self.stepper.step(field, interval, y, None)
         if self.outputs is None:
             return [step.y1], [], leaves
@@ -189,7 +189,7 @@ class RowReplay:
         self.moving = self.at is not None and problem.t_eval.requires_grad
 
     def _interval(self, stride: RowStride, ends: Any, field: Any) -> Interval:
-        return Interval(*ends, field.time_dtype, *stride.jumps)
+        return Interval(ends[0], ends[1], field.time_dtype, *stride.jumps)
 
     def state(self, n: int, kept: Tensor) -> Tensor:
         """The present rows' states before step n; a row that became NaN is played by one that moves."""

@@ -57,7 +57,8 @@ class ExplicitStepper:
         rows = [self.tableau.E] if self.tableau.E2 is None else [self.tableau.E, self.tableau.E2]
         h = step.interval.h
         if isinstance(h, float):
-            return [weighted(step.ks, [w * h for w in row or ()]) for row in rows]
+            # An error estimate has a weight that is not zero.
+            return [weighted(step.ks, [w * h for w in row or ()]) for row in rows]  # pyrefly: ignore[bad-return]
         return [h * weighted(step.ks, row) for row in rows]
 
     def piece(self, field: Field, step: Step) -> tuple[Piece, Any]:
