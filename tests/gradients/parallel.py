@@ -1,6 +1,6 @@
 """What each of two processes runs: gradients under DistributedDataParallel and FSDP2 against those of one process.
 
-    torchrun --nproc-per-node 2 tests/gradients/parallel.py
+torchrun --nproc-per-node 2 tests/gradients/parallel.py
 """
 
 from __future__ import annotations

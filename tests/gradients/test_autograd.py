@@ -11,7 +11,9 @@ from neurode import Event, solve
 
 FIXED = ("euler", "midpoint", "heun", "ralston", "rk4")
 ADAPTIVE = ("bosh3", "dopri5", "tsit5")
-OPTIONS = {m: {"method": m, "steps": 6} for m in FIXED} | {m: {"method": m, "rtol": 1e-9, "atol": 1e-9} for m in ADAPTIVE}
+OPTIONS = {m: {"method": m, "steps": 6} for m in FIXED} | {
+    m: {"method": m, "rtol": 1e-9, "atol": 1e-9} for m in ADAPTIVE
+}
 
 
 def f(t: Tensor, y: Tensor, w: Tensor) -> Tensor:

@@ -38,9 +38,7 @@ def test_derived_facts_of_a_users_own_method():
 
 
 def test_without_the_last_stage_the_same_weights_are_not_fsal():
-    shorter = ButcherTableau(
-        **BOSH3 | {"a": BOSH3["a"][:3], "b": BOSH3["b"][:3], "c": BOSH3["c"][:3], "b_error": None}
-    )
+    shorter = ButcherTableau(**BOSH3 | {"a": BOSH3["a"][:3], "b": BOSH3["b"][:3], "c": BOSH3["c"][:3], "b_error": None})
     assert (shorter.fsal, shorter.end_stage, shorter.adaptive) == (False, None, False)
     assert (shorter.num_evaluations_per_step, shorter.num_dense_evaluations) == (3, 1)
 
@@ -114,9 +112,7 @@ def test_refuses(good, change, message):
         ButcherTableau(**good | change)
 
 
-@pytest.mark.parametrize(
-    "name", ["rk4", "dopri5", "tsit5", "verner6", "verner7", "verner9", "dopri8", "dop853"]
-)
+@pytest.mark.parametrize("name", ["rk4", "dopri5", "tsit5", "verner6", "verner7", "verner9", "dopri8", "dop853"])
 def test_one_wrong_digit_is_found(name):
     """A typo of 1e-5 in any row, its sum kept, does not pass (verner9 hardly depends on its third)."""
     good = get(name)

@@ -9,9 +9,9 @@ from collections import namedtuple
 
 import pytest
 import torch
+import torchdiffeq as theirs
 
 import neurode.torchdiffeq as ours
-import torchdiffeq as theirs
 
 T = torch.linspace(0.0, 1.0, 3, dtype=torch.float64)
 NAMES = ("odeint", "odeint_adjoint", "odeint_event", "odeint_dense")

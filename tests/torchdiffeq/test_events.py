@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+import torchdiffeq as theirs
 
 import neurode.torchdiffeq as ours
-import torchdiffeq as theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 

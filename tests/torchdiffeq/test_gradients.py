@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
+import torchdiffeq as theirs
 
 import neurode.torchdiffeq as ours
-import torchdiffeq as theirs
 from neurode import GradientError
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")

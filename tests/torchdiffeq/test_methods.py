@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchdiffeq as theirs
 
 import neurode.torchdiffeq as ours
-import torchdiffeq as theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 

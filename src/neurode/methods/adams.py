@@ -90,9 +90,7 @@ class AdamsFamily:
 
     def __post_init__(self) -> None:
         if isinstance(self.max_order, bool) or not isinstance(self.max_order, int):
-            raise InputError(
-                f"{self.name}: max_order={self.max_order!r} must be an integer, such as max_order=4"
-            )
+            raise InputError(f"{self.name}: max_order={self.max_order!r} must be an integer, such as max_order=4")
         if not 1 <= self.max_order <= HIGHEST_ORDER:
             raise InputError(
                 f"{self.name}: max_order={self.max_order} must be from 1 to {HIGHEST_ORDER}; 4 is the default"

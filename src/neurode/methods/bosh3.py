@@ -16,6 +16,5 @@ bosh3 = ButcherTableau(
     b_error=exact("-5/72 1/12 1/9 -1/8"),
     order_error=2,
     dense_order=3,
-    source="P. Bogacki, L. F. Shampine (1989), A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2, "
-    "321-325",
+    source="P. Bogacki, L. F. Shampine (1989), A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2, 321-325",
 )

@@ -9,9 +9,7 @@ from neurode.methods.tableau import ButcherTableau, exact
 NUM_STAGES = 16  # with the three extra ones
 
 
-def continuous_extension(
-    last_stage: Sequence[Fraction], corrections: Sequence[Sequence[Fraction]]
-) -> list[list[Any]]:
+def continuous_extension(last_stage: Sequence[Fraction], corrections: Sequence[Sequence[Fraction]]) -> list[list[Any]]:
     """Write the dense output in powers of theta.
 
     The book (II.6, p. 195) writes it nested, with s = 1 - theta, as
@@ -27,9 +25,7 @@ def continuous_extension(
         [2 * r - f - g for r, f, g in zip(rise, start, end, strict=True)],
         *corrections,
     ]
-    powers: list[int] = [
-        1
-    ]  # the polynomial that multiplies F0, F1, ... beyond the first theta, lowest power first
+    powers: list[int] = [1]  # the polynomial that multiplies F0, F1, ... beyond the first theta, lowest power first
     dense: list[list[Any]] = [[0] * len(nested) for _ in range(NUM_STAGES)]
     for level, row in enumerate(nested):
         for i, weight in enumerate(row):
@@ -54,14 +50,8 @@ dop853 = ButcherTableau(
         exact("0.0526001519587677318785587544488"),
         exact("0.0197250569845378994544595329183 0.0591751709536136983633785987549"),
         exact("0.0295875854768068491816892993775 0 0.0887627564304205475450678981324"),
-        exact(
-            "0.241365134159266685502369798665 0 -0.884549479328286085344864962717 "
-            "0.924834003261792003115737966543"
-        ),
-        exact(
-            "0.037037037037037037037037037037 0 0 0.170828608729473871279604482173 "
-            "0.125467687566822425016691814123"
-        ),
+        exact("0.241365134159266685502369798665 0 -0.884549479328286085344864962717 0.924834003261792003115737966543"),
+        exact("0.037037037037037037037037037037 0 0 0.170828608729473871279604482173 0.125467687566822425016691814123"),
         exact("19/512 0 0 0.170252211019544039314978060272 0.0602165389804559606850219397283 -9/512"),
         exact(
             "0.0370920001185047927108779319836 0 0 0.170383925712239993810214054705 "

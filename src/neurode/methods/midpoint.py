@@ -8,6 +8,5 @@ midpoint = ButcherTableau(
     a=((), exact("1/2")),
     b=exact("0 1"),
     c=exact("0 1/2"),
-    source="C. Runge (1895), Ueber die numerische Aufloesung von Differentialgleichungen, Math. Ann. 46, "
-    "167-178",
+    source="C. Runge (1895), Ueber die numerische Aufloesung von Differentialgleichungen, Math. Ann. 46, 167-178",
 )

@@ -134,6 +134,5 @@ yoshida4 = SymplecticTableau(
     order=4,
     kick=(OUTER / 2, (OUTER + INNER) / 2, (INNER + OUTER) / 2, OUTER / 2),
     drift=(OUTER, INNER, OUTER, 0),
-    source="H. Yoshida (1990), Construction of higher order symplectic integrators, Phys. Lett. A 150, "
-    "262-268",
+    source="H. Yoshida (1990), Construction of higher order symplectic integrators, Phys. Lett. A 150, 262-268",
 )

@@ -180,14 +180,11 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
         num = len(self.a)
         if not isinstance(self.order, int) or self.order < 1 or num < 1:
             raise self._refuse(
-                f"needs an integer order >= 1 and at least one stage, got order={self.order!r} and {num} "
-                "rows in `a`"
+                f"needs an integer order >= 1 and at least one stage, got order={self.order!r} and {num} rows in `a`"
             )
         for i, row in enumerate((*self.a, *self.extra_a)):
             if len(row) != i:
-                raise self._refuse(
-                    f"row {i} of `a` (then `extra_a`) needs {i} numbers, got {len(row)}: {row}"
-                )
+                raise self._refuse(f"row {i} of `a` (then `extra_a`) needs {i} numbers, got {len(row)}: {row}")
         for name in ("b", "c", "b_error", "b_error2"):
             row = getattr(self, name)
             if row is not None and len(row) != num:
@@ -199,9 +196,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
                 raise self._refuse("`extra_a` is for dense output; give `dense` too")
             return
         if len(self.dense) != num + len(self.extra_a):
-            raise self._refuse(
-                f"`dense` needs {num + len(self.extra_a)} rows, one a stage, got {len(self.dense)}"
-            )
+            raise self._refuse(f"`dense` needs {num + len(self.extra_a)} rows, one a stage, got {len(self.dense)}")
         if len(set(map(len, self.dense))) != 1 or not self.dense[0]:
             raise self._refuse("`dense` needs rows of the same length, one number for each power of theta")
 
@@ -209,11 +204,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
         num = len(self.a)
         rows, nodes = (*self.a, *self.extra_a), (*self.c, *self.extra_c)
         weights = (*self.b, *[0] * len(self.extra_a))
-        ends = [
-            i
-            for i in range(1, len(rows))
-            if nodes[i] == 1 and rows[i] == weights[:i] and not any(weights[i:])
-        ]
+        ends = [i for i in range(1, len(rows)) if nodes[i] == 1 and rows[i] == weights[:i] and not any(weights[i:])]
         fsal = num - 1 in ends
         if self.reuse_last and nodes[num - 1] != 1:
             raise self._refuse("`reuse_last` needs a last stage at the end of the step, c[-1] = 1")
@@ -223,7 +214,9 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
             end_stage=ends[0] if ends else None,
             num_stages=num,
             num_evaluations_per_step=num - 1 if fsal or self.reuse_last else num,
-            num_dense_evaluations=len(self.extra_a) if self.dense is not None else int(not fsal and not self.reuse_last),
+            num_dense_evaluations=len(self.extra_a)
+            if self.dense is not None
+            else int(not fsal and not self.reuse_last),
         )
 
     def _check_row_sums(self) -> None:
@@ -236,9 +229,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
     def _check_order(self) -> list[Floats]:
         """Check `b` against every rooted tree, and return all stages' weights for the checks that follow."""
         if self.order > HIGHEST_CHECKED_ORDER:
-            raise self._refuse(
-                f"order {self.order} is beyond {HIGHEST_CHECKED_ORDER}, the highest that can be checked"
-            )
+            raise self._refuse(f"order {self.order} is beyond {HIGHEST_CHECKED_ORDER}, the highest that can be checked")
         weights = elementary_weights(self.A + self.extra_A, self.order)
         failure = first_failure(weights, self.B, self.order, TOLERANCE)
         if failure is not None:
@@ -258,9 +249,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
     def _derive_error_order(self, weights: list[Floats]) -> None:
         if self.E is None:
             if self.order_error is not None or self.E2 is not None:
-                raise self._refuse(
-                    "`order_error` and `b_error2` belong to an error estimate; give `b_error` too"
-                )
+                raise self._refuse("`order_error` and `b_error2` belong to an error estimate; give `b_error` too")
             return
         derived = self._order_of(weights, self.E, power=0)
         if derived == 0 or not any(self.E):
@@ -269,9 +258,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
             # err ~ h^(p + 1), err2 ~ h^(p2 + 1), p2 < p: the combination behaves as err^2 / err2.
             derived = 2 * derived - self._order_of(weights, self.E2, power=0)
         if self.order_error not in (None, derived):
-            raise self._refuse(
-                f"declared order_error {self.order_error}, but `b_error` belongs to order {derived}"
-            )
+            raise self._refuse(f"declared order_error {self.order_error}, but `b_error` belongs to order {derived}")
         self._set(order_error=derived)
 
     def _derive_dense(self, weights: list[Floats]) -> None:
@@ -284,9 +271,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
             orders = [self._order_of(weights, column, power=j + 1) for j, column in enumerate(columns)]
             derived = min(len(columns), *orders)
         if self.dense_order not in (0, derived):
-            raise self._refuse(
-                f"declared dense_order {self.dense_order}, but the dense output has order {derived}"
-            )
+            raise self._refuse(f"declared dense_order {self.dense_order}, but the dense output has order {derived}")
         self._set(dense_order=derived)
 
     def _check_dense_ends(self, P: Rows) -> None:
@@ -294,9 +279,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
         ends = self.B + (0.0,) * len(self.extra_A)
         for i, (row, end) in enumerate(zip(P, ends, strict=True)):
             if not abs(sum(row) - end) <= TOLERANCE * max(1.0, sum(map(abs, row))):
-                raise self._refuse(
-                    f"row {i} of `dense` sums to {sum(row):.15g}, but must give b[{i}] = {end:.15g}"
-                )
+                raise self._refuse(f"row {i} of `dense` sums to {sum(row):.15g}, but must give b[{i}] = {end:.15g}")
         starts = all(row[0] == (i == 0) for i, row in enumerate(P))
         slopes = [sum((j + 1) * x for j, x in enumerate(row)) for row in P]
         scale = max(1.0, max(abs(x) * len(row) for row in P for x in row))
