@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Where a C++ compiler is at hand, the tests include the native engine; elsewhere they name it among the skipped.
 NATIVE := $(if $(shell command -v $(CXX) 2>/dev/null),native)
 
-.PHONY: demo test check bench docs native clean
+.PHONY: demo test check bench bench-engine docs native clean
 
 demo: .venv/.installed
 	$(BIN)/neurode spirals --out $(OUT) --seeds $(SEED)
@@ -27,6 +27,10 @@ check: .venv/.dev $(NATIVE)
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/eager.py
+
+# The table of the fused engine's promises, peers beside it in the same run.
+bench-engine: .venv/.peers native
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/engine.py --out benchmarks/results/engine.json
 
 docs: .venv/.dev
 	$(TEST_ENV) $(BIN)/pytest -q tests/test_docs.py
@@ -48,6 +52,11 @@ build/native/build.ninja: native/CMakeLists.txt | .venv/.dev
 
 .venv/.installed: .venv/.torch pyproject.toml CMakeLists.txt
 	$(BIN)/pip install --quiet --editable ".[all]"
+	touch $@
+
+# The libraries that the engine is compared with, in a step of their own.
+.venv/.peers: .venv/.dev
+	$(BIN)/pip install --quiet torchdiffeq torchode diffrax jax
 	touch $@
 
 .venv/.dev: .venv/.installed

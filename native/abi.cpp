@@ -101,5 +101,6 @@ void nd_trace_free(void* program, void* trace) { engine_of(*static_cast<Program*
 void nd_micro(int64_t dtype, int64_t op, void* out, const void* a, const void* b, const void* c, int64_t n) {
     chosen().engine(int(dtype))->micro(int(op), out, a, b, c, n);
 }
+double nd_peak(int64_t dtype, int64_t rounds) { return chosen().engine(int(dtype))->multiply_adds(rounds); }
 
 } // extern "C"

@@ -85,6 +85,8 @@ NEURODE_EXPORT int64_t nd_backward(void* program, nd_solve* s);
 NEURODE_EXPORT void nd_trace_free(void* program, void* trace);
 /* For tests: one pointwise operation over n numbers (aligned to 64 bytes, n a multiple of 64). */
 NEURODE_EXPORT void nd_micro(int64_t dtype, int64_t op, void* out, const void* a, const void* b, const void* c, int64_t n);
+/* For benchmarks: independent multiply-adds in registers; returns how many floating-point operations that were. */
+NEURODE_EXPORT double nd_peak(int64_t dtype, int64_t rounds);
 #ifdef __cplusplus
 }
 #endif

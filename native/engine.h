@@ -13,6 +13,7 @@ struct Engine {
     void (*backward)(const Program&, nd_solve&);
     void (*free_trace)(void*);
     void (*micro)(int op, void* out, const void* a, const void* b, const void* c, int64_t n);
+    double (*multiply_adds)(int64_t rounds);
 };
 
 // By dtype: 0 float, 1 double.

@@ -3,6 +3,7 @@
 #include "backward.h"
 #include "engine.h"
 #include "joint.h"
+#include "peak.h"
 
 namespace NEURODE_NAMESPACE {
 
@@ -103,7 +104,8 @@ template <class R> void run_micro(int op, void* out, const void* a, const void* 
 }
 
 template <class R> const neurode::Engine* engine() {
-    static const neurode::Engine e = {eval<R>, vjp<R>, solve_forward<R>, solve_backward<R>, free_trace<R>, run_micro<R>};
+    static const neurode::Engine e = {eval<R>,       vjp<R>,       solve_forward<R>, solve_backward<R>,
+                                      free_trace<R>, run_micro<R>, multiply_adds<R>};
     return &e;
 }
 

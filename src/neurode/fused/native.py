@@ -90,6 +90,7 @@ def _declare(made: Any) -> None:
     made.nd_trace_free.argtypes = pointers(2)
     made.nd_eval.argtypes = [c_void_p, c_void_p, c_int64, *pointers(4)]
     made.nd_vjp.argtypes = [c_void_p, c_void_p, c_int64, *pointers(8)]
+    made.nd_peak.restype, made.nd_peak.argtypes = c_double, [c_int64, c_int64]
     made.nd_forward.restype = made.nd_backward.restype = c_int64
     made.nd_forward.argtypes = made.nd_backward.argtypes = [c_void_p, ctypes.POINTER(Solve)]
 
