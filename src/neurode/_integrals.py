@@ -127,7 +127,9 @@ def extend(problem: Problem, function: Any, steer: bool) -> tuple[Problem, Integ
     """
     layout, field = problem.layout, problem.field
     if not callable(function):
-        raise InputError(f"integrate is a {type(function).__name__}; it must be a function integrate(t, y) -> tensor.")
+        raise InputError(
+            f"integrate is of type {type(function).__name__}; it must be a function integrate(t, y) -> tensor."
+        )
     if problem.method.kind == "symplectic":
         raise InputError(f"integrate= needs a method that is not symplectic; {problem.method.name!r} splits its state.")
     if problem.callbacks is not None:

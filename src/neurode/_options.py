@@ -63,10 +63,21 @@ def read_grid(method: Any, t0: Any, t1: Any, steps: Any, step_size: Any, grid: A
             value that makes no grid.
     """
     given = {"steps": steps, "step_size": step_size, "grid": grid}
+    if not refuse_grids(method, given):
+        return None
+    if steps is not None:
+        return _steps_grid(t0, t1, steps)
+    if step_size is not None:
+        return _size_grid(t0, t1, step_size)
+    return _given_grid(t0, t1, grid)
+
+
+def refuse_grids(method: Any, given: dict[str, Any]) -> bool:
+    """Whether the method walks on a grid; refuses a grid for an adaptive method, and none or two for a fixed one."""
     names = [name for name, value in given.items() if value is not None]
     if method.adaptive and not names:
-        return None
-    if method.adaptive and not _also_fixed(method, names):
+        return False
+    if method.adaptive:
         raise InputError(
             f"{names[0]}={given[names[0]]!r} was given, but {method.name!r} chooses its own steps. Leave {names[0]} out"
             " and set rtol and atol, or take a fixed-step method such as method='rk4'."
@@ -77,15 +88,7 @@ def read_grid(method: Any, t0: Any, t1: Any, steps: Any, step_size: Any, grid: A
             f"the fixed-step method {method.name!r} needs exactly one of steps=, step_size= or grid=; given: {got}."
             " Type steps=20."
         )
-    if steps is not None:
-        return _steps_grid(t0, t1, steps)
-    if step_size is not None:
-        return _size_grid(t0, t1, step_size)
-    return _given_grid(t0, t1, grid)
-
-
-def _also_fixed(method: Any, names: list[str]) -> bool:
-    return False
+    return True
 
 
 def _steps_grid(t0: Any, t1: Any, steps: Any) -> Any:

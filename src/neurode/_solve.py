@@ -182,23 +182,48 @@ def solve(
         kept = along(lambda t, y: save(t, y, *field.args), solution.ts, solution.ys, layout.unpack(state), t0, layout)
         solution = replace(solution, ys=kept)
     if on_failure == "raise" and not unreadable(outcome.y1):
-        _raise_failure(solution)
+        _raise_failure(solution, problem.grid is not None)
     return solution
 
 
 KEYWORDS = [name for name in inspect.signature(solve).parameters if name != "unknown"]
 
 
+# What other solvers call it, for whom reads the error: SciPy, torchdiffeq, diffrax, and everyday words.
+ELSEWHERE = {
+    "adjoint": "gradient", "adjoint_params": "args", "dense_output": "dense", "dt": "step_size", "dt0": "first_step",
+    "event_fn": "events", "func": "f", "h": "step_size", "max_num_steps": "max_steps", "min_dt": "min_step",
+    "num_steps": "steps", "n_steps": "steps", "options": "step_size", "saveat": "t_eval", "sensitivity": "gradient",
+    "solver": "method", "stepsize_controller": "controller", "t": "t_span", "tol": "rtol", "tolerance": "rtol", "ts": "t_eval",
+}  # fmt: skip
+
+
 def _refuse_unknown(unknown: dict[str, Any]) -> None:
     for name in unknown:
-        raise UnknownOptionError(
-            f"solve() has no argument {name!r}.{did_you_mean(name, KEYWORDS)} It takes: {', '.join(KEYWORDS)}."
-        )
+        near = f" Did you mean {ELSEWHERE[name]!r}?" if name in ELSEWHERE else did_you_mean(name, KEYWORDS)
+        raise UnknownOptionError(f"solve() has no argument {name!r}.{near} It takes: {', '.join(KEYWORDS)}.")
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse keywords that no solve would take, before there is a state to solve from; for layers that keep them.
+
+    Args:
+        options: keywords of `solve` but `f`, `y0` and `t_span`.
+
+    Raises:
+        UnknownOptionError: a keyword or a method that does not exist.
+        InputError: a fixed-step method without exactly one of `steps`, `step_size` and `grid`, or an adaptive one with any.
+    """
+    _refuse_unknown({name: value for name, value in options.items() if name not in KEYWORDS})
+    given = {name: options.get(name) for name in ("steps", "step_size", "grid")}
+    fixed = any(value is not None for value in given.values())
+    chosen, _ = _options.choose_method(options.get("method"), fixed, options.get("rtol", 1e-4))
+    _options.refuse_grids(chosen, given)
 
 
 def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_steps: Any, args: Any) -> None:
     if not callable(f):
-        raise InputError(f"f is a {type(f).__name__}; it must be a callable f(t, y) that returns dy/dt.")
+        raise InputError(f"f is of type {type(f).__name__}; it must be a callable f(t, y) that returns dy/dt.")
     if batch_dim not in (None, 0) or batch_dim is False:
         raise InputError(f"batch_dim={batch_dim!r}; it must be None (one system) or 0 (each row a system).")
     if engine not in ENGINES:
@@ -208,7 +233,7 @@ def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_step
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise InputError(f"max_steps={max_steps!r}; it must be a whole number of at least 1.")
     if not isinstance(args, tuple | list):
-        raise InputError(f"args is a {type(args).__name__}; it must be a tuple: type args=(value,).")
+        raise InputError(f"args is of type {type(args).__name__}; it must be a tuple: type args=(value,).")
 
 
 def _wide(t_eval: Any) -> bool:
@@ -299,11 +324,14 @@ def _interpolant(problem: Problem, outcome: Outcome) -> Any:
     return RowDense(problem.layout, problem.y0, problem.t0, outcome.t1, sign, outcome.pieces)
 
 
-def _raise_failure(solution: Solution) -> None:
+def _raise_failure(solution: Solution, on_grid: bool) -> None:
     status = solution.status
     if isinstance(status, Status):
         if status.failed:
-            raise SolveError(f"the solve stopped at t = {float(solution.t1.detach()):.6g}: {status}.", solution)
+            where = f"the solve stopped at t = {float(solution.t1.detach()):.6g}"
+            if on_grid and status is Status.NON_FINITE:
+                where = f"by t = {float(solution.t1.detach()):.6g}, the end of the fixed grid"
+            raise SolveError(f"{where}: {status}.", solution)
         return
     failed = status.failed
     if not bool(failed.any()):

@@ -127,9 +127,9 @@ class Layout:
         lower = dy.is_floating_point() and torch.finfo(dy.dtype).bits < torch.finfo(self.dtype).bits
         if (lower and not dy.is_complex()) or (dy.is_floating_point() and self.dtype.is_complex):
             return dy.to(self.dtype)  # autocast: the state, its time and its error stay in their own precision
+        other = f"Give y0 as y0.to({dy.dtype}), or return" if dy.is_floating_point() or dy.is_complex() else "Return"
         raise FieldError(
-            f"f(t, y){where} returned dtype {dy.dtype}, but the state has {self.dtype}. Give y0 as"
-            f" y0.to({dy.dtype}), or return dy.to({self.dtype})."
+            f"f(t, y){where} returned dtype {dy.dtype}, but the state has {self.dtype}. {other} dy.to({self.dtype})."
         )
 
 

@@ -29,7 +29,7 @@ def choose(gradient: Any, problem: Any) -> tuple[Any, str]:
             )
         return STRATEGIES[gradient], gradient
     if not hasattr(gradient, "solve"):
-        raise InputError(f"gradient is a {type(gradient).__name__}; give a name such as 'autograd'.")
+        raise InputError(f"gradient is of type {type(gradient).__name__}; give a name such as 'autograd'.")
     return gradient, gradient.name
 
 

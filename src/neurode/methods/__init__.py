@@ -54,7 +54,7 @@ def get(method: Any) -> Any:
     if not isinstance(method, str):
         if getattr(method, "kind", None) is None:
             raise InputError(
-                f"method={method!r} is a {type(method).__name__}; give a name such as 'dopri5', "
+                f"method={method!r} is of type {type(method).__name__}; give a name such as 'dopri5', "
                 "or a neurode.methods.ButcherTableau"
             )
         return method

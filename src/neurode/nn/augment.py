@@ -25,8 +25,8 @@ class Augment(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        if num_features < 1:
-            raise InputError(f"num_features={num_features}; an augmentation appends at least 1 feature.")
+        if not isinstance(num_features, int) or num_features < 1:
+            raise InputError(f"num_features={num_features!r}; an augmentation appends a whole number of at least 1.")
         self.num_features = num_features
 
     def forward(self, x: Tensor) -> Tensor:

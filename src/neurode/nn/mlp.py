@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,21 +41,58 @@ class MLP(nn.Module):
         zero_init: bool = True,
     ) -> None:
         super().__init__()
-        if features < 1 or any(width < 1 for width in widths):
-            raise InputError(f"features={features}, widths={tuple(widths)}; all sizes must be at least 1.")
+        _refuse_sizes(features, widths)
         self.features, self.time = features, time
         sizes = [features + time, *widths]
         layers: list[nn.Module] = []
         for before, after in zip(sizes[:-1], sizes[1:], strict=True):
-            layers += [nn.Linear(before, after), activation()]
+            layers += [nn.Linear(before, after), _made(activation)]
         last = nn.Linear(sizes[-1], features)
         if zero_init:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, t: Tensor | float, y: Tensor) -> Tensor:
         """The derivative at time `t` (0-d, or broadcasting against `y` as `(..., 1)`) and state `y` `(..., features)`."""
+        t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=y.dtype, device=y.device)
+        if y.shape[-1:] != (self.features,) or t.ndim > y.ndim or (t.ndim and t.shape[-1] != 1):
+            self._refuse(t, y)
         if not self.time:
             return self.layers(y)
         return self.layers(torch.cat([y, t.expand(*y.shape[:-1], 1)], -1))
+
+    def _refuse(self, t: Tensor, y: Tensor) -> None:
+        shape = tuple(y.shape)
+        if y.ndim and t.shape == y.shape:  # rows without features, as the solver hands them over
+            raise InputError(
+                f"y0 has shape {shape}: with batch_dim=0 that is {y.shape[0]} rows without features, and this MLP needs"
+                f" (rows, {self.features}). Type y0.unsqueeze(0) for one row, or y0.unsqueeze(1) for rows of one feature."
+            )
+        if shape and shape[-1] != self.features:
+            raise InputError(
+                f"y has shape {shape}, but this MLP is a field on {self.features} features: it needs"
+                f" (..., {self.features}). Type MLP({shape[-1]}, ...) for this state."
+            )
+        raise InputError(
+            f"t has shape {tuple(t.shape)} and y {shape}; t must be 0-d or (..., 1). The order is f(t, y): time first."
+        )
+
+
+def _made(activation: Any) -> nn.Module:
+    try:
+        return activation()
+    except TypeError:
+        raise InputError(
+            f"activation={activation!r}; give what makes the module: torch.nn.Tanh, not torch.nn.Tanh() or torch.tanh."
+        ) from None
+
+
+def _refuse_sizes(features: int, widths: Sequence[int]) -> None:
+    if isinstance(widths, int):
+        raise InputError(f"widths={widths}; give one size for each hidden layer: widths=({widths},).")
+    sizes = [features, *widths]
+    if not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise InputError(
+            f"features={features!r}, widths={tuple(widths)}; all sizes must be whole numbers of at least 1."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from neurode import methods
 from neurode._errors import InputError
 from neurode._solution import Solution, Stats
-from neurode._solve import solve
+from neurode._solve import check_options, solve
 
 GRID = ("steps", "step_size", "grid")
 
@@ -53,14 +54,21 @@ class NeuralODE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if not callable(f):
-            raise InputError(f"f is a {type(f).__name__}; it must be a module or function f(t, y).")
-        if len(t_span) != 2:
-            raise InputError(f"t_span={t_span!r}; it must be two times, such as (0.0, 1.0).")
-        self.f = f
-        self.t0, self.t1 = t_span
         self.options: dict[str, Any] = {"method": method, "steps": steps, "batch_dim": batch_dim, **options}
+        check_options(self.options)
+        _refuse_field(f, self.options.get("args", ()))
+        self._set_span(t_span)
+        self.f = f
         self.last_stats: Stats | None = None
+
+    def _set_span(self, t_span: Any) -> None:
+        try:
+            t0, t1 = t_span
+        except (TypeError, ValueError):
+            raise InputError(f"t_span={t_span!r}; it must be two times, such as (0.0, 1.0).") from None
+        for name, value in (("t0", t0), ("t1", t1)):
+            self._parameters.pop(name, None)  # a number in place of a learned time
+            setattr(self, name, value)
 
     @property
     def t_span(self) -> tuple[Any, Any]:
@@ -84,19 +92,27 @@ class NeuralODE(nn.Module):
         return self.solve(y0, t_eval=t_eval).ys
 
     def inverse(self, y1: Any) -> Any:
-        """The state at the start that flows to `y1`: the same field solved from t1 to t0."""
-        changes: dict[str, Any] = {"t_span": (self.t1, self.t0)}
-        if self.options.get("grid") is not None:
-            grid = self.options["grid"]
-            changes["grid"] = (lambda t0, t1: grid(t1, t0).flip(0)) if callable(grid) else grid.flip(0)
+        """The state at the start that flows to `y1`: the same field solved from t1 to t0.
+
+        It is the inverse of `forward` up to the error of both solves, see `check_depth`; where the flow contracts strongly
+        it is ill-conditioned, whatever the solver.
+        """
+        changes: dict[str, Any] = {"t_span": (self.t1, self.t0), "t_eval": None}
+        grid = self.options.get("grid")
+        if grid is not None:
+            changes["grid"] = (lambda t0, t1: _backward(grid(t1, t0))) if callable(grid) else _backward(grid)
         return self.solve(y1, **changes).y1
 
     def with_solver(self, **options: Any) -> NeuralODE:
         """The same layer, the same parameters (shared, not copied), solved differently.
 
         Args:
-            **options: keywords of `neurode.solve`. A `method` without `steps`, `step_size` or `grid` drops the layer's own
-                where the new method chooses its steps.
+            **options: keywords of `neurode.solve`, `t_span` among them. A `method` without `steps`, `step_size` or `grid`
+                drops the layer's own where the new method chooses its steps.
+
+        Raises:
+            UnknownOptionError: a keyword or a method that does not exist.
+            InputError: a fixed-step method without steps, or an adaptive one with.
 
         Example:
             >>> import torch, neurode
@@ -112,12 +128,45 @@ class NeuralODE(nn.Module):
         if any(options.get(name) is not None for name in GRID) or _adaptive(options.get("method")):
             kept = {name: value for name, value in kept.items() if name not in GRID}
         other.options, other.last_stats = {**kept, **options}, None
+        span = other.options.pop("t_span", None)
+        check_options(other.options)
+        if span is not None:
+            other._set_span(span)
         return other
 
     def extra_repr(self) -> str:
         shown = {name: value for name, value in self.options.items() if value is not None and name != "batch_dim"}
         span = f"t_span=({_plain(self.t0)}, {_plain(self.t1)})"
-        return ", ".join([span, *(f"{name}={value!r}" for name, value in shown.items())])
+        return ", ".join([span, *(f"{name}={_word(value)}" for name, value in shown.items())])
+
+
+def _refuse_field(f: Any, args: tuple[Any, ...]) -> None:
+    """Refuse what cannot be called as `f(t, y, *args)`, while the line that gave it is at hand."""
+    if isinstance(f, type):
+        raise InputError(f"f is the class {f.__name__}; give an instance, {f.__name__}(...).")
+    if not callable(f):
+        raise InputError(f"f is of type {type(f).__name__}; it must be a module or function f(t, y).")
+    try:
+        signature = inspect.signature(f.forward if isinstance(f, nn.Module) else f)
+    except (TypeError, ValueError):  # a builtin keeps it to itself
+        return
+    try:
+        signature.bind("t", "y", *args)
+    except TypeError:
+        wanted = ", ".join(["t", "y", *(f"args[{k}]" for k in range(len(args)))])
+        raise InputError(
+            f"f is called as f({wanted}), but {type(f).__name__} takes {signature}. Give it a time: a module whose"
+            " forward(self, t, y) returns the derivative, with what it wraps as an attribute (so that its parameters count)."
+        ) from None
+
+
+def _backward(grid: Any) -> Any:
+    return grid.flip(0) if isinstance(grid, Tensor) else list(grid)[::-1]
+
+
+def _word(value: Any) -> str:
+    """A method by its name; anything else as it is."""
+    return repr(value.name if hasattr(value, "kind") and hasattr(value, "name") else value)
 
 
 def _adaptive(method: Any) -> bool:

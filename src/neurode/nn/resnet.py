@@ -45,8 +45,8 @@ class ResNet(nn.Module):
         step: float = 1.0,
     ) -> None:
         super().__init__()
-        if num_blocks < 1:
-            raise InputError(f"num_blocks={num_blocks}; a residual network has at least 1 block.")
+        if not isinstance(num_blocks, int) or num_blocks < 1:
+            raise InputError(f"num_blocks={num_blocks!r}; a residual network has a whole number of blocks, at least 1.")
         count = 1 if shared else num_blocks
         blocks = [MLP(features, widths, activation, time=False, zero_init=zero_init) for _ in range(count)]
         self.blocks = nn.ModuleList(blocks)
@@ -98,7 +98,8 @@ def as_resnet(layer: NeuralODE) -> nn.Sequential:
         `nn.Sequential` of one block a step, which share the layer's vector field.
 
     Raises:
-        InputError: the layer's method is not Euler's with a number of steps.
+        InputError: the layer's method is not Euler's with a number of steps; its times are learned or differ by row; or
+            it uses what blocks have not (`args`, `has_aux`).
 
     Example:
         >>> import torch, neurode
@@ -107,6 +108,8 @@ def as_resnet(layer: NeuralODE) -> nn.Sequential:
         >>> (as_resnet(layer)(y) - layer(y)).abs().max().item()
         0.0
     """
+    if not isinstance(layer, NeuralODE):
+        raise InputError(f"layer is of type {type(layer).__name__}; as_resnet takes a neurode.nn.NeuralODE.")
     options = layer.options
     name = getattr(options["method"], "name", options["method"])
     if name != "euler" or options.get("steps") is None:
@@ -114,8 +117,28 @@ def as_resnet(layer: NeuralODE) -> nn.Sequential:
             f"as_resnet needs a NeuralODE with method='euler' and steps=n, but this one has method={name!r}. Type"
             " as_resnet(layer.with_solver(method='euler', steps=20))."
         )
+    _refuse_rest(layer)
     t0, t1 = (float(t) for t in layer.t_span)
     steps = options["steps"]
     times = [t0 + (t1 - t0) * k / steps for k in range(steps)] + [t1]
     pairs = zip(times[:-1], times[1:], strict=True)
     return nn.Sequential(*[EulerBlock(layer.f, a, b - a, options["batch_dim"]) for a, b in pairs])
+
+
+def _refuse_rest(layer: NeuralODE) -> None:
+    """What a stack of blocks cannot be equal to, gradients included."""
+    for name, t in zip(("t0", "t1"), layer.t_span, strict=True):
+        if isinstance(t, Tensor) and (t.requires_grad or t.ndim):
+            what = "requires a gradient" if t.requires_grad else f"has shape {tuple(t.shape)}"
+            raise InputError(
+                f"{name} {what}, but the blocks of a residual network have fixed times. Type"
+                " as_resnet(layer.with_solver(t_span=(0.0, 1.0)))."
+            )
+    if layer.options.get("has_aux"):
+        raise InputError(
+            "this layer's field returns (dy, aux), and a residual block adds dy alone; wrap the field first."
+        )
+    if layer.options.get("args"):
+        raise InputError(
+            "this layer passes args to its field, and a residual block calls f(t, y); bind them to f first."
+        )
