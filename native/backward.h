@@ -13,8 +13,8 @@ template <class R> class Backward {
     Backward(const Program& program, nd_solve& solve, const Trace<R>& trace, int T)
         : p(program), s(solve), batch(solve, program.size, program.num_rowdata), method(solve), trace_(trace),
           stages_(method.all), work_(bytes(program, solve, T)),
-          run(program, static_cast<const R*>(solve.uniforms), T, stages_, true, work_), tile(program, method, run, work_), T(T),
-          D(program.size), N(tile.N) {
+          run(program, static_cast<const R*>(solve.uniforms), T, stages_, true, work_), tile(program, method, run, work_),
+          dense_(solve, program.size, work_), slopes_(solve, program.size, work_), T(T), D(program.size), N(tile.N) {
         saved_step_ = ptrdiff_t(p.rows_saved) * T, cot_step_ = ptrdiff_t(p.rows_cotangent) * T;
         own_saved_ = work_.take<R>(saved_step_ * stages_);
         cot_ = work_.take<R>(cot_step_ * stages_);
@@ -32,7 +32,7 @@ template <class R> class Backward {
     }
     static size_t bytes(const Program& p, const nd_solve& s, int T) {
         size_t all = size_t(s.stages + s.extra), n = size_t(p.size) * T;
-        return Interpreter<R>::bytes(p, T, int(all), true) + Tile<R>::bytes(p, T, int(all)) +
+        return Interpreter<R>::bytes(p, T, int(all), true) + 2 * DenseOutput::bytes(s, p.size) + Tile<R>::bytes(p, s, T) +
                Workspace::size_of<R>(size_t(p.rows_saved) * T * all) + Workspace::size_of<R>(size_t(p.rows_cotangent) * T * all) +
                Workspace::size_of<R>(size_t(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward) * T) +
                Workspace::size_of<R>(n * all) + 2 * Workspace::size_of<R>(n) + Workspace::size_of<R>(size_t(p.num_rowdata) * T) +
@@ -125,7 +125,7 @@ template <class R> class Backward {
         for (ptrdiff_t i = 0; i < N; i++) gy_[i] = 0;
         for (int l = 0; l < T; l++) gt0_[l] = gt1_[l] = 0;
         for (int l = 0; l < T; l++)
-            if (lanes_[l].row >= 0) outputs(l, n);
+            if (lanes_[l].row >= 0) outputs(l);
         end_of_step();
         for (int i = n - 1; i >= 0; i--) stage(i);
         bases_[SAVED] = saved_, bases_[COTANGENT] = cot_, bases_[ROWDATA] = tile.rowdata;
@@ -185,36 +185,32 @@ template <class R> class Backward {
     }
 
     // Cotangents of the outputs in the lane's step, onto the state at its start, the stages and the times.
-    void outputs(int l, int n) {
+    void outputs(int l) {
         Lane& lane = lanes_[l];
+        bool inside = false, first = trace_.at(lane.step)->previous < 0;
         for (; s.grad_ys && lane.output >= 0; lane.output--) {
             double t = batch.t_eval(lane.output, lane.row);
-            bool first = trace_.at(lane.step)->previous < 0;
-            if ((t - tile.t0[l]) * sign(l) < 0 || (t == tile.t0[l] && !(first && times_))) return;
+            if ((t - tile.t0[l]) * sign(l) < 0 || (t == tile.t0[l] && !(first && times_))) break;
             const R* g = grad_ys(lane.output, lane.row);
             if (t == tile.t1[l] && !times_) {
                 for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] += g[f];
             } else {
-                dense_output(l, n, (t - tile.t0[l]) / (tile.t1[l] - tile.t0[l]), g);
+                if (!inside) begin_dense(l), inside = true;
+                dense_output(l, (t - tile.t0[l]) / (tile.t1[l] - tile.t0[l]), g);
             }
         }
+        if (inside) dense_.scatter(tile.h[l], gk_ + l, T, N);
     }
-    void dense_output(int l, int n, double x, const R* g) {
-        double along = 0, slope = 0; // g . sum_i w_i k_i, and the same with dw_i / dx
-        for (int i = 0; i < n; i++) {
-            double w = method.weight(i, x), dw = times_ ? method.weight(i, x, true) : 0;
-            if (w == 0 && dw == 0) continue;
-            R weight = R(w) * tile.h[l];
-            double dot = 0;
-            for (int f = 0; f < D; f++) {
-                ptrdiff_t at = i * N + ptrdiff_t(f) * T + l;
-                gk_[at] += weight * g[f];
-                dot += double(g[f]) * double(tile.k[at]);
-            }
-            along += w * dot, slope += dw * dot;
-        }
+    void begin_dense(int l) {
+        dense_.clear();
+        if (times_) slopes_.form(tile.k + l, T, N);
+    }
+    void dense_output(int l, double x, const R* g) {
+        dense_.gather(x, g);
         for (int f = 0; f < D; f++) gy_[ptrdiff_t(f) * T + l] += g[f];
         if (!times_) return;
+        double along = 0, slope = 0; // g . sum_j x^j Q_j, and its derivative by x
+        for (int f = 0; f < D; f++) along += double(g[f]) * slopes_.at(f, x), slope += double(g[f]) * slopes_.slope(f, x);
         // y = y0 + h W(x), x = (t - t0) / (t1 - t0): slope is h dW/dx . g / h
         if (s.grad_eval) s.grad_eval[lanes_[l].output * s.rows + lanes_[l].row] += slope;
         gt1_[l] += along - x * slope;
@@ -290,6 +286,7 @@ template <class R> class Backward {
     Workspace work_;
     Interpreter<R> run;
     Tile<R> tile;
+    DenseOutput dense_, slopes_; // cotangents gathered, and the polynomials themselves where gradients of times are wanted
     int T, D;
     ptrdiff_t N;
     bool times_; // whether gradients of times are wanted

@@ -66,8 +66,8 @@ template <class R> class Forward {
         for (ptrdiff_t i = 0; i < saved_size; i++) saved[i] = 0;
     }
     static size_t bytes(const Program& p, const nd_solve& s, int T) {
-        size_t all = size_t(s.stages + s.extra), n = size_t(p.size) * T;
-        return Interpreter<R>::bytes(p, T, 1, false) + Tile<R>::bytes(p, T, int(all)) +
+        size_t n = size_t(p.size) * T;
+        return Interpreter<R>::bytes(p, T, 1, false) + Tile<R>::bytes(p, s, T) +
                Workspace::size_of<R>(size_t(p.rows_saved) * T) + Workspace::size_of<R>(size_t(p.rows_forward) * T) +
                Workspace::size_of<R>(size_t(p.rows_cotangent) * T) + Workspace::size_of<Lane>(T) +
                Workspace::size_of<R>(3 * n) + 7 * Workspace::size_of<double>(T) + 4096;
@@ -236,12 +236,17 @@ template <class R> class Forward {
     // Writes the outputs in the step that the lane has just accepted, up to its end.
     void outputs(int l) {
         Lane& lane = lanes[l];
+        bool formed = false;
         for (; lane.output < s.num_eval; lane.output++) {
             double t = batch.t_eval(lane.output, lane.row), beyond = (t - tile.t1[l]) * lane.pace.sign;
             if (beyond > 0) return;
             R* to = batch.ys(lane.output, lane.row);
-            if (beyond == 0) tile.get(tile.y1, l, to, D);
-            else tile.dense((t - tile.t0[l]) / (tile.t1[l] - tile.t0[l]), l, to);
+            if (beyond == 0) {
+                tile.get(tile.y1, l, to, D);
+                continue;
+            }
+            if (!formed) tile.begin_dense(l), formed = true;
+            tile.dense((t - tile.t0[l]) / (tile.t1[l] - tile.t0[l]), l, to);
         }
     }
     void outputs_at_start(int l) {

@@ -162,6 +162,7 @@ template <class R> class Joint {
             for (int l = 0; l < live(i); l++) {
                 int64_t row = i * T + l;
                 if (trace_) f.tile.get(f.tile.y, l, trace_->add(row, t0, t1), D);
+                if (inside) f.tile.begin_dense(l);
                 for (int64_t j = output_; j < next; j++) {
                     double t = f.batch.t_eval(j, 0);
                     if (t == t1) f.tile.get(f.tile.y1, l, f.batch.ys(j, row), D);

@@ -1,6 +1,6 @@
 // T rows of the batch side by side, and the arithmetic of one step on them. Every lane has its own time and step length.
 #pragma once
-#include "abi.h"
+#include "dense.h"
 #include "interpreter.h"
 
 namespace NEURODE_NAMESPACE {
@@ -23,14 +23,6 @@ struct Tableau {
         for (int j = 0; same && j < stages; j++) same = a(stages, j) == b(j);
         return same;
     }
-
-    // What multiplies h k_i in the dense output at the fraction x of a step; or, of its derivative by x.
-    double weight(int i, double x, bool derivative = false) const {
-        const double* p = s.p + ptrdiff_t(i) * s.degree;
-        double sum = 0;
-        for (int j = int(s.degree) - 1; j >= 0; j--) sum = sum * x + p[j] * (derivative ? j + 1 : 1);
-        return derivative ? sum : sum * x;
-    }
 };
 
 // Width of the tile: two vectors where there are matrix products (fewer loads), up to 64 numbers where operations are short
@@ -49,7 +41,8 @@ template <class R> int tile_width(const Program& program, int64_t rows) {
 template <class R> class Tile {
   public:
     Tile(const Program& program, const Tableau& tableau, Interpreter<R>& interpreter, Workspace& work)
-        : method(tableau), D(program.size), T(interpreter.T()), N(ptrdiff_t(D) * T), program_(program), run_(interpreter) {
+        : method(tableau), D(program.size), T(interpreter.T()), N(ptrdiff_t(D) * T), program_(program), run_(interpreter),
+          dense_(tableau.s, D, work) {
         y = work.take<R>(N), y1 = work.take<R>(N), k = work.take<R>(N * method.all), h = work.take<R>(T);
         t0 = work.take<double>(T), t1 = work.take<double>(T);
         rowdata = work.take<R>(size_t(program.num_rowdata) * T);
@@ -57,9 +50,9 @@ template <class R> class Tile {
         for (ptrdiff_t i = 0; i < N; i++) y[i] = 0;
         for (ptrdiff_t i = 0; i < ptrdiff_t(program.num_rowdata) * T; i++) rowdata[i] = 0;
     }
-    static size_t bytes(const Program& p, int T, int all) {
-        size_t n = size_t(p.size) * T;
-        return 2 * Workspace::size_of<R>(n) + Workspace::size_of<R>(n * all) + Workspace::size_of<R>(T) +
+    static size_t bytes(const Program& p, const nd_solve& s, int T) {
+        size_t n = size_t(p.size) * T, all = size_t(s.stages + s.extra);
+        return DenseOutput::bytes(s, p.size) + 2 * Workspace::size_of<R>(n) + Workspace::size_of<R>(n * all) + Workspace::size_of<R>(T) +
                2 * Workspace::size_of<double>(T) + Workspace::size_of<R>(size_t(p.num_rowdata) * T);
     }
 
@@ -122,17 +115,10 @@ template <class R> class Tile {
         combine(method.stages, [&](int j) { return method.b(j); }, y1);
     }
 
-    // The state at fraction x of the step in one lane.
+    // The state at fractions x of the step in one lane: `begin_dense` once a step, then `dense` for every output.
+    void begin_dense(int lane) { dense_.form(k + lane, T, N); }
     void dense(double x, int lane, R* row) const {
-        R w[MAX_STAGES];
-        for (int i = 0; i < method.all; i++) w[i] = R(method.weight(i, x));
-        for (int d = 0; d < D; d++) {
-            ptrdiff_t at = ptrdiff_t(d) * T + lane;
-            R sum = 0;
-            for (int i = 0; i < method.all; i++)
-                if (w[i] != 0) sum += w[i] * k[i * N + at];
-            row[d] = y[at] + h[lane] * sum;
-        }
+        for (int d = 0; d < D; d++) row[d] = R(y[ptrdiff_t(d) * T + lane] + double(h[lane]) * dense_.at(d, x));
     }
 
     static constexpr int MAX_STAGES = 64; // abi.cpp refuses more
@@ -146,6 +132,7 @@ template <class R> class Tile {
   private:
     const Program& program_;
     Interpreter<R>& run_;
+    DenseOutput dense_;
 };
 
 } // namespace NEURODE_NAMESPACE

@@ -18,7 +18,7 @@ template <class R> class Trace {
 
     Trace(int64_t rows, int size) : rows_(rows) {
         step_bytes_ = (offsetof(Step, y) + size * sizeof(R) + 7) / 8 * 8;
-        per_chunk_ = step_bytes_ > CHUNK ? 1 : CHUNK / step_bytes_;
+        while (step_bytes_ << (shift_ + 1) <= CHUNK) shift_++;
         last_ = static_cast<int64_t*>(std::malloc((rows + 1) * sizeof(int64_t)));
         for (int64_t i = 0; i < rows; i++) last_[i] = -1;
     }
@@ -34,14 +34,14 @@ template <class R> class Trace {
 
     // A new step of `row`; the caller writes its state.
     R* add(int64_t row, double t0, double t1) {
-        if (count_ == num_chunks_ * per_chunk_) grow();
+        if (count_ == num_chunks_ << shift_) grow();
         Step* step = at(count_);
         step->previous = last_[row], step->t0 = t0, step->t1 = t1;
         last_[row] = count_++;
         return step->y;
     }
     Step* at(int64_t i) const {
-        return reinterpret_cast<Step*>(static_cast<char*>(chunks_[i / per_chunk_]) + (i % per_chunk_) * step_bytes_);
+        return reinterpret_cast<Step*>(static_cast<char*>(chunks_[i >> shift_]) + (i & ((int64_t(1) << shift_) - 1)) * step_bytes_);
     }
     int64_t last(int64_t row) const { return last_[row]; }
     int64_t rows() const { return rows_; }
@@ -56,11 +56,12 @@ template <class R> class Trace {
     void grow() {
         chunks_ = static_cast<void**>(std::realloc(chunks_, (num_chunks_ + 1) * sizeof(void*)));
         capacities_ = static_cast<size_t*>(std::realloc(capacities_, (num_chunks_ + 1) * sizeof(size_t)));
-        chunks_[num_chunks_] = neurode::take_block(per_chunk_ * step_bytes_, &capacities_[num_chunks_]);
+        chunks_[num_chunks_] = neurode::take_block(step_bytes_ << shift_, &capacities_[num_chunks_]);
         num_chunks_++;
     }
 
-    int64_t rows_, count_ = 0, num_chunks_ = 0, per_chunk_;
+    int64_t rows_, count_ = 0, num_chunks_ = 0;
+    int shift_ = 0; // a chunk holds 2^shift steps
     size_t step_bytes_;
     int64_t* last_;
     void** chunks_ = nullptr;
