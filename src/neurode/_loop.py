@@ -129,12 +129,18 @@ def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: An
         ys = torch.where(gone, torch.nan, ys) if saver is None else ys
     saved = None if not isinstance(problem.t_eval, str) else len(saver.times)
     counts = (calls, pace.num_accepted, pace.num_rejected)
-    end = pace.end_time if pace.status is Status.TERMINATED else pace.t
-    return Outcome(y, ts, ys, end, pace.status, *counts, pieces, saved)
+    return Outcome(y, ts, ys, end_time(problem, pace.status, pace.end_time), pace.status, *counts, pieces, saved)
 
 
 def _time(t: Any, problem: Problem) -> Tensor:
     return torch.as_tensor(t, dtype=time_dtype(problem.y0.device), device=problem.y0.device)
+
+
+def end_time(problem: Problem, status: Any, reached: Any) -> Any:
+    """Where a solve ended: the user's own t1, with the gradient that it may have, wherever that was reached."""
+    if not isinstance(status, Tensor):
+        return problem.t1 if status is Status.SUCCESS else reached
+    return torch.where(status == Status.SUCCESS.code, torch.as_tensor(problem.t1, dtype=reached.dtype), reached)
 
 
 def time_dtype(device: torch.device) -> torch.dtype:
@@ -154,7 +160,8 @@ def _with_row_status(
         y, ys = torch.where(gone[:, None], torch.nan, y), torch.where(gone[:, None], torch.nan, ys)
     counts = (rows + calls, rows + pace.num_accepted, rows.clone())
     saved = None if not isinstance(problem.t_eval, str) else rows + pace.num_accepted + 1
-    return Outcome(y, ts, ys, torch.full_like(rows, pace.t, dtype=ts.dtype), codes, *counts, pieces, saved)
+    end = end_time(problem, codes, torch.full_like(rows, pace.t, dtype=time_dtype(y.device)))
+    return Outcome(y, ts, ys, end, codes, *counts, pieces, saved)
 
 
 def integrate_rows(problem: Problem) -> Outcome:
@@ -240,4 +247,4 @@ def rows_outcome(problem: Problem, pace: Any, outputs: Any, y: Tensor) -> Outcom
         ends = torch.where(pace.codes == Status.TERMINATED.code, pace.t_end, problem.t1)
         ts, ys = ends.unsqueeze(0), y.unsqueeze(0)
     counts = (pace.evaluations, pace.accepts, pace.rejects)
-    return Outcome(y, ts, ys, pace.t_end, pace.codes, *counts, outputs.pieces, saved)
+    return Outcome(y, ts, ys, end_time(problem, pace.codes, pace.t_end), pace.codes, *counts, outputs.pieces, saved)

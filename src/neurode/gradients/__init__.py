@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from neurode._errors import InputError, UnknownOptionError, did_you_mean
 from neurode.gradients.autograd import Autograd
 from neurode.gradients.continuous import Continuous
 from neurode.gradients.discrete import Discrete
+from neurode.gradients.features import refuse
 
 STRATEGIES: dict[str, Any] = {"autograd": Autograd(), "discrete": Discrete(), "continuous": Continuous()}
 
@@ -18,7 +21,19 @@ def choose(gradient: Any, problem: Any) -> tuple[Any, str]:
     Args:
         gradient: a name, a strategy, or `"auto"`.
         problem: the problem to be differentiated.
+
+    Raises:
+        UnknownOptionError: no strategy has that name.
+        InputError: it is neither a name nor a strategy.
+        GradientError: gradients are on and the strategy does not go through something that the problem has.
     """
+    strategy, note = _named(gradient)
+    if torch.is_grad_enabled():
+        refuse(strategy, problem, STRATEGIES.values())
+    return strategy, note
+
+
+def _named(gradient: Any) -> tuple[Any, str]:
     if gradient == "auto":
         return STRATEGIES["autograd"], "autograd (auto: exact, on PyTorch's tape)"
     if isinstance(gradient, str):

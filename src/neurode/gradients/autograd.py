@@ -7,6 +7,7 @@ from typing import Any
 
 from neurode._loop import Outcome, integrate
 from neurode._problem import Problem
+from neurode.gradients.features import EVERYTHING
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Autograd:
     """
 
     name = "autograd"
+    handles = EVERYTHING
 
     def solve(self, problem: Problem, stats: Any) -> Outcome:
         """Integrate under whatever gradient mode is on."""

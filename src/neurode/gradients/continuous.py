@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from neurode._errors import GradientError, InputError
 from neurode._field import Field
-from neurode._loop import Outcome, integrate
+from neurode._loop import Outcome, end_time, integrate
 from neurode._options import choose_method, rms
 from neurode._problem import Problem
 from neurode._solution import Stats
@@ -62,6 +62,7 @@ class Continuous:
     params: tuple[Tensor, ...] | None = None
 
     name = "continuous"
+    handles: ClassVar = frozenset[str]()
 
     def __post_init__(self) -> None:
         if self.norm not in ("all", "seminorm"):
@@ -74,23 +75,6 @@ class Continuous:
         """Integrate without a tape, and attach the adjoint solve."""
         if not torch.is_grad_enabled():
             return integrate(problem)
-        if problem.per_row:
-            raise GradientError(
-                "gradient='continuous' needs one step size for all rows. Type batch_dim=None, a fixed-step method, or"
-                " gradient='autograd'."
-            )
-        if problem.dense or isinstance(problem.t_eval, str):
-            raise GradientError(
-                "gradient='continuous' differentiates the outputs at t_eval and the end only. With dense=True or"
-                " t_eval='steps' type gradient='autograd'."
-            )
-        if problem.events:
-            raise GradientError("gradient='continuous' does not differentiate events. Type gradient='autograd'.")
-        if problem.method.kind == "symplectic":
-            raise GradientError(
-                f"the adjoint ODE does not split into (q, p), as {problem.method.name!r} needs. Type gradient='autograd' or"
-                " gradient='discrete'."
-            )
         backward_method = self._backward_method(problem)
         if self.params is None:
             inputs = find_inputs(problem.field, _time(problem, number(problem.t0)), problem.y0, self.name)
@@ -100,7 +84,7 @@ class Continuous:
         y1, ys = _Adjoint.apply(work, problem.y0, problem.t0, problem.t1, problem.t_eval, *inputs.all)
         ys = y1.unsqueeze(0) if problem.t_eval is None else ys
         ts = work.outcome.ts if problem.t_eval is None else problem.t_eval
-        return replace(work.outcome, y1=y1, ys=ys, ts=ts)
+        return replace(work.outcome, y1=y1, ys=ys, ts=ts, t1=end_time(problem, work.outcome.status, work.outcome.t1))
 
     def _backward_method(self, problem: Problem) -> Any:
         """The numbers of the backward solve's method."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from neurode._errors import GradientError, InputError
-from neurode._loop import Outcome, integrate, time_dtype
+from neurode._loop import Outcome, end_time, integrate, time_dtype
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
-from neurode._state import number, unreadable
+from neurode._state import number
 from neurode.gradients.inputs import Inputs, Replayed, autocast_state, find_inputs, refuse_unlisted, uncached_autocast
 from neurode.gradients.replay import JointReplay, Recorder, RowReplay
 from neurode.gradients.stages import StageField
@@ -49,6 +49,7 @@ class Discrete:
     checkpoints: int | None = None
 
     name = "discrete"
+    handles: ClassVar = frozenset({"rows", "symplectic"})
 
     def __post_init__(self) -> None:
         if self.alive not in ("step", "stage"):
@@ -61,31 +62,14 @@ class Discrete:
         """Integrate without a tape, keep states, and attach the way back."""
         if not torch.is_grad_enabled():
             return integrate(problem)
-        self._refuse(problem)
         start = number(problem.t0) if not problem.per_row else problem.t0.detach()
         t = torch.as_tensor(start, dtype=problem.field.time_dtype, device=problem.y0.device)
         work = _Work(self, problem, stats, find_inputs(problem.field, t, problem.y0, self.name))
         times = _moving(problem)
         y1, ys = _Function.apply(work, problem.y0, *times, *work.inputs.all)
         ys = y1.unsqueeze(0) if problem.t_eval is None else ys
-        return replace(work.outcome, y1=y1, ys=ys, ts=_output_times(problem, work.outcome))
-
-    def _refuse(self, problem: Problem) -> None:
-        """What this strategy cannot differentiate, before anything is computed."""
-        forward_ad = torch.autograd.forward_ad
-        traced = unreadable(problem.y0)
-        if not traced and forward_ad._current_level >= 0:
-            traced = forward_ad.unpack_dual(problem.y0).tangent is not None
-        reasons = {
-            "torch.func transforms, torch.compile or forward mode": traced,
-            "dense=True": problem.dense,
-            "t_eval='steps'": isinstance(problem.t_eval, str),
-            "events": bool(problem.events),
-            f"the multistep method {problem.method.name!r}": problem.method.kind == "adams",
-        }
-        for what, present in reasons.items():
-            if present:
-                raise GradientError(f"gradient='discrete' does not go through {what}. Type gradient='autograd'.")
+        end = end_time(problem, work.outcome.status, work.outcome.t1)
+        return replace(work.outcome, y1=y1, ys=ys, ts=_output_times(problem, work.outcome), t1=end)
 
 
 def _moving(problem: Problem) -> list[Any]:
@@ -125,8 +109,8 @@ class _Work:
     def forward(self, y0: Tensor) -> tuple[Tensor, Tensor]:
         problem = self.problem
         plain = replace(
-            problem, y0=y0, t0=_still(problem.t0, problem.per_row), t1=_still(problem.t1, problem.per_row),
-            grid=_still_grid(problem), t_eval=None if problem.t_eval is None else problem.t_eval.detach(),
+            problem, y0=y0, t0=_still(problem.t0), t1=_still(problem.t1), grid=_still(problem.grid),
+            t_eval=_still(problem.t_eval),
             recorder=Recorder(y0, self.settings.checkpoints),
         )  # fmt: skip
         self.recorder = plain.recorder
@@ -149,14 +133,11 @@ class _Work:
         return (status > Status.TERMINATED.code).unsqueeze(1) if isinstance(status, Tensor) else status.failed
 
 
-def _still(t: Any, per_row: bool) -> Any:
-    return t.detach() if per_row else number(t)
-
-
-def _still_grid(problem: Problem) -> Any:
-    if problem.grid is None or isinstance(problem.grid, Tensor):
-        return None if problem.grid is None else problem.grid.detach()
-    return [number(t) for t in problem.grid]
+def _still(t: Any) -> Any:
+    """A time or times without a gradient, of the same kind: the forward numbers are to be those of the tape."""
+    if isinstance(t, (list, tuple)):
+        return [_still(x) for x in t]
+    return t.detach() if isinstance(t, Tensor) else t
 
 
 class _Function(torch.autograd.Function):

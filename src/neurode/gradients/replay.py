@@ -12,7 +12,7 @@ from torch import Tensor
 from neurode._state import number, real_dtype
 from neurode.control import standins
 from neurode.gradients.checkpoints import Checkpoints
-from neurode.output.interpolant import evaluate, fractions
+from neurode.output.interpolant import fractions, sample
 from neurode.output.rows import gather
 from neurode.stepping import Interval, stepper
 
@@ -57,7 +57,9 @@ class Recorder:
         n, interval = len(self.strides), step.interval
         if self.states.wants(n):
             self.states.keep(n, step.y0)
-        self.strides.append(Stride(interval.t0, interval.t1, (interval.after_jump, interval.before_jump)))
+        self.strides.append(
+            Stride(number(interval.t0), number(interval.t1), (interval.after_jump, interval.before_jump))
+        )
 
     def rows(self, pace: Any, step: Any) -> None:
         """Note an attempt of rows."""
@@ -167,7 +169,7 @@ class JointOutputs:
             if times.t_eval is not None:
                 at = at.clone().requires_grad_()
                 leaves.append((at, "t_eval", slice(a, inside)))
-            values.append(evaluate(piece, fractions(piece, at, real_dtype(step.y0.dtype))))
+            values.append(sample(piece, fractions(piece, at, real_dtype(step.y0.dtype))))
             index.append(slice(a, inside))
         if b > inside:
             values.append(step.y1.expand(b - inside, *step.y1.shape))

@@ -80,6 +80,15 @@ def horner(c: Tensor, x: Tensor, derivative: bool = False) -> Tensor:
     return total if derivative else total * x
 
 
+def sample(piece: Piece, x: Tensor) -> Tensor:
+    """`evaluate` in the order of operations in which `coefficients` and `horner` evaluate many steps at once.
+
+    Interpolants of high order have large coefficients that cancel: another order gives another rounding.
+    """
+    c = coefficients([piece]).expand(len(x), -1, -1)
+    return piece.y0 + piece.interval.h * horner(c, x).reshape(len(x), *piece.y0.shape)
+
+
 def fractions(piece: Piece, times: Any, dtype: torch.dtype) -> Tensor:
     """`times` as fractions of a joint step, in `dtype`; a gradient of time flows through."""
     interval = piece.interval

@@ -1,0 +1,82 @@
+"""Every strategy on every problem: the gradient of the tape to rounding, or an error that names a strategy that can."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import pytest
+import torch
+from contract import CASES, METHODS, STRATEGIES, Case, Result, Row, differentiate, distance, leaves, run
+
+import neurode
+
+
+@functools.cache
+def on_tape(name: str, row: str, dtype: torch.dtype) -> Result:
+    """The gradient to agree with, computed once."""
+    case, kind = (CASES | METHODS)[name], STRATEGIES[row]
+    return differentiate(case, "autograd", kind.baseline(kind.options(case.options)), dtype)
+
+
+def same_tape(row: Row, dtype: torch.dtype, name: str) -> Result:
+    """Rows that are compared on the same options share one solve on the tape."""
+    options = (CASES | METHODS)[name].options
+    first = next(
+        k for k, r in STRATEGIES.items() if r.baseline(r.options(options)) == row.baseline(row.options(options))
+    )
+    return on_tape(name, first, dtype)
+
+
+def check(name: str, row: Row, dtype: torch.dtype = torch.float64) -> None:
+    """A strategy on one problem."""
+    case: Case = (CASES | METHODS)[name]
+    options = row.options(case.options)
+    if not case.features <= row.handles:
+        refuses(case, row, options)
+        return
+    exact, other = same_tape(row, dtype, name), differentiate(case, row.gradient, options, dtype)
+    limit = row.limits[dtype is torch.float32] * case.rounding
+    assert distance(exact.grads, other.grads) <= limit
+    for a, b in zip(_numbers(exact.solution), _numbers(other.solution), strict=True):
+        near = 1e-12 if a.dtype is torch.float64 else 1e-6  # rounding: times that move are tensors, the others numbers
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=near, atol=near)
+
+
+def _numbers(solution: neurode.Solution) -> list[Any]:
+    trees = (solution.y1, solution.ys, solution.ts, solution.t1, [(e.t, e.y) for e in solution.events])
+    return [x.detach() for x in torch.utils._pytree.tree_leaves(trees)]
+
+
+def refuses(case: Case, row: Row, options: dict[str, Any]) -> None:
+    """An error before anything is computed, and what it says to type works."""
+    with pytest.raises(neurode.GradientError, match="does not go through") as error:
+        run(case, row.gradient, options, leaves(case, torch.float64))
+    named = re.findall(r"gradient='(\w+)'", str(error.value))[1:]
+    assert "autograd" in named
+    for other in named:
+        assert case.features <= neurode.gradients.STRATEGIES[other].handles
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradient_is_that_of_the_tape(strategy: str, name: str) -> None:
+    check(name, STRATEGIES[strategy])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("strategy", [name for name, row in STRATEGIES.items() if row.limits[0] <= 1e-11])
+def test_every_method(strategy: str, name: str) -> None:
+    check(name, STRATEGIES[strategy])
+
+
+@pytest.mark.parametrize("name", ["fixed, joint", "adaptive, rows, own span", "fixed, rows, shared span, outputs"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_single_precision(strategy: str, name: str) -> None:
+    check(name, STRATEGIES[strategy], torch.float32)
+
+
+def test_every_registered_strategy_is_held_to_the_contract() -> None:
+    named = {row.gradient for row in STRATEGIES.values() if isinstance(row.gradient, str)}
+    assert named | {"autograd"} == set(neurode.gradients.STRATEGIES)
