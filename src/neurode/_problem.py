@@ -40,6 +40,8 @@ class Problem:
         compact: whether rows that are done may leave the batch (None: where a probe shows that it is safe).
         callbacks: functions called at steps, by name.
         recorder: what notes accepted steps for a gradient strategy that goes back over them.
+        memory: bytes that may be kept for the backward pass; None where the user did not say.
+        retape: whether a derivative that a strategy does not give is computed by solving again on PyTorch's tape.
     """
 
     field: Field
@@ -68,6 +70,8 @@ class Problem:
     callbacks: Any = None
     options: Any = None
     recorder: Any = None
+    memory: int | None = None
+    retape: bool = False
 
     @property
     def rows(self) -> int | None:

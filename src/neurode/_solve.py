@@ -40,6 +40,7 @@ def solve(
     args: tuple[Any, ...] = (),
     batch_dim: int | None = None,
     gradient: Any = "auto",
+    memory: float | None = None,
     engine: str = "auto",
     controller: PID | None = None,
     norm: Any = None,
@@ -80,8 +81,12 @@ def solve(
         args: further arguments of `f`. Wrap per-row data in `neurode.per_row`.
         batch_dim: None: the whole state is one system with one step size. 0: each row of dimension 0 is a system of its
             own, with its own span, steps and status.
-        gradient: how derivatives come back: `"autograd"` (PyTorch's tape, exact), `"continuous"` (the adjoint ODE of Chen
-            et al. 2018: O(1) memory, inexact), or `"auto"`.
+        gradient: how derivatives come back: `"autograd"` (PyTorch's tape: exact, of any order), `"discrete"` (the steps
+            taken again: exact, memory for the states), `"continuous"` (the adjoint ODE of Chen et al. 2018: memory for the
+            outputs, inexact), a strategy object such as `neurode.Discrete(checkpoints=16)`, or `"auto"`: of the exact ones
+            the fastest that fits `memory`; `solution.stats.gradient` says which and why.
+        memory: what may be kept for the backward pass: bytes, or a fraction (0 to 1) of what is free. None: no bound, and no
+            evaluation of `f` to measure. Read by `gradient="auto"` and `"discrete"`.
         engine: `"eager"`, or `"auto"`.
         controller: step size controller of an adaptive method; default `neurode.PID.pi()`.
         norm: norm of the error: `"rms"` (default), `"max"`, or a callable on the state's pytree (one value a row).
@@ -164,6 +169,7 @@ def solve(
         max_steps=max_steps,
         compact=compact,
         callbacks=_callbacks(callbacks, chosen, layout),
+        memory=gradients.read_memory(memory, layout.device),
     )
     integrals = None
     if integrate is not None:

@@ -13,6 +13,7 @@ from neurode._loop import Outcome, end_time, integrate, time_dtype
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import number
+from neurode.gradients.again import on_tape, recomputed
 from neurode.gradients.inputs import Inputs, Replayed, autocast_state, find_inputs, refuse_unlisted, uncached_autocast
 from neurode.gradients.replay import JointReplay, Recorder, RowReplay
 from neurode.gradients.stages import StageField
@@ -126,6 +127,18 @@ class _Work:
         self.outcome = replace(outcome, y1=nothing, ys=nothing)
         return y1.clone() if y1 is y0 else y1, ys.clone() if ys._base is y0 else ys
 
+    def again(self, y0: Tensor, inputs: list[Tensor], grads: Any) -> list[Any]:
+        """The gradients with a graph of their own, which replays do not give."""
+        problem = self.problem
+        if not problem.retape:
+            raise GradientError(
+                "gradient='discrete' gives derivatives of first order only (create_graph=True was asked for). Type"
+                " gradient='autograd'."
+            )
+        self.stats.backward = recomputed(self.stats, "discrete")
+        times = [_still(t) for t in (problem.t0, problem.t1, problem.grid, problem.t_eval)]
+        return on_tape(problem, self.inputs, self.autocast, times, [y0, *_moving(problem), *inputs], grads)
+
     @property
     def failed(self) -> Any:
         """True, or `(rows, 1)`, where the final state was replaced by NaN."""
@@ -152,12 +165,9 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise GradientError(
-                "gradient='discrete' gives derivatives of first order only (create_graph=True was asked for). Type"
-                " gradient='autograd'."
-            )
         y0, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *ctx.work.again(y0, inputs, grads_out)
         sweep = _Sweep(ctx.work, y0, inputs, ctx.times)
         with uncached_autocast(ctx.work.autocast):
             sweep.run(*grads_out)
