@@ -7,7 +7,7 @@ from neurode._solution import EventRecord, RowStatus, Solution, Stats, Status
 from neurode._solve import solve
 from neurode.control import PID, Callbacks
 from neurode.gradients import Continuous, Discrete
-from neurode.methods import ButcherTableau
+from neurode.methods import ButcherTableau, Reversible
 from neurode.output.events import Event
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "GradientError",
     "InputError",
     "NeurodeError",
+    "Reversible",
     "RowStatus",
     "Solution",
     "SolveError",

@@ -19,7 +19,7 @@ from neurode._state import unreadable
 from neurode.control import standins
 from neurode.output import compact, joint, rows
 from neurode.output.events import Events
-from neurode.stepping import Step, stepper
+from neurode.stepping import COUPLED, Step, stepper
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def integrate_joint(problem: Problem) -> Outcome:
     pace = control.pace(problem, stepping)
     saver, pieces, sinks = joint.sinks_for(problem, pace.t0, pace.t1)
     events, watch = joint_events(problem, pace), control.watch(problem)
-    carry = pace.begin(field, y) if pace.running else None
+    coupled = problem.method.kind in COUPLED
+    carry = first_carry(pace, field, y, coupled)
     while pace.running:
         if watch is not None:
             watch.before(pace.interval, y)
@@ -96,11 +97,19 @@ def integrate_joint(problem: Problem) -> Outcome:
         if problem.recorder is not None:
             problem.recorder.joint(step)
         y = step.y1
-        if catch is not None or pace.jumped:
-            y, carry = (y if catch is None else catch.after), None
+        if catch is not None:
+            y, carry = catch.after, None
+        elif pace.jumped and not coupled:
+            carry = None
     pace.finish(y)
     outcome = joint_outcome(problem, pace, y, saver, pieces, field.num_calls - calls)
     return outcome if events is None else replace(outcome, events=events.records(problem.y0))
+
+
+def first_carry(pace: Any, field: Any, y: Tensor, coupled: bool) -> Any:
+    """What the first step starts from besides the state: the derivative there, where choosing the step has evaluated it."""
+    derivative = pace.begin(field, y) if pace.running else None
+    return None if coupled else derivative
 
 
 def joint_events(problem: Problem, pace: Any) -> Events | None:
@@ -172,7 +181,8 @@ def integrate_rows(problem: Problem) -> Outcome:
     outputs = rows.RowOutputs(problem, pace, stepping)
     final = Final(problem.y0)
     events = Events(problem, problem.t0.detach(), (problem.t1 - problem.t0).detach().abs()) if problem.events else None
-    carry = pace.begin(field, y) if pace.running else None
+    coupled = problem.method.kind in COUPLED
+    carry = first_carry(pace, field, y, coupled)
     may_compact = problem.compact is not False and not problem.dense and pace.can_compact
     while pace.running:
         calls = field.num_calls
@@ -191,8 +201,10 @@ def integrate_rows(problem: Problem) -> Outcome:
         pace.count(field.num_calls - calls)
         y, carry = advance(pace.accepted, step, ahead, y)
         if catch is not None:
-            y, carry = torch.where(catch.lanes[:, None], catch.after, y), None
-        if pace.jumps is not None and bool(pace.jumped.any()):
+            caught = catch.lanes[:, None]
+            carry = torch.where(caught, catch.after, carry) if coupled else None
+            y = torch.where(caught, catch.after, y)
+        if pace.jumps is not None and not coupled and bool(pace.jumped.any()):
             carry = None
         if may_compact and pace.running and pace.wasteful:
             keep = pace.live.nonzero().squeeze(1)

@@ -50,11 +50,17 @@ def fine(options: dict[str, Any]) -> dict[str, Any]:
     return options | ({"rtol": 1e-10, "atol": 1e-10} if adaptive else {"steps": 60})
 
 
+def coupled(options: dict[str, Any]) -> dict[str, Any]:
+    """The same problem by the reversible coupling of its method."""
+    return options | {"method": neurode.Reversible(options["method"])}
+
+
 STRATEGIES: dict[str, Row] = {
     "discrete": Row("discrete"),
     "discrete, one stage alive": Row(Discrete(alive="stage")),
     "discrete, 3 checkpoints": Row(Discrete(checkpoints=3)),
     "discrete, 1 checkpoint, one stage alive": Row(Discrete(checkpoints=1, alive="stage")),
+    "reversible": Row("reversible", baseline=coupled),
     "continuous": Row("continuous", (1e-6, 1e-3), fine),
     "continuous, seminorm": Row(Continuous(norm="seminorm"), (1e-6, 1e-3), fine),
 }

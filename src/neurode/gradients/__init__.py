@@ -7,5 +7,6 @@ from neurode.gradients.budget import read_memory
 from neurode.gradients.choice import STRATEGIES, choose
 from neurode.gradients.continuous import Continuous
 from neurode.gradients.discrete import Discrete
+from neurode.gradients.reversible import Retrace
 
-__all__ = ["STRATEGIES", "Autograd", "Continuous", "Discrete", "choose", "read_memory"]
+__all__ = ["STRATEGIES", "Autograd", "Continuous", "Discrete", "Retrace", "choose", "read_memory"]

@@ -21,8 +21,14 @@ from neurode.gradients.discrete import Discrete
 from neurode.gradients.features import refuse
 from neurode.gradients.inputs import find_inputs
 from neurode.gradients.rehearsal import rehearse, traceless
+from neurode.gradients.reversible import Retrace
 
-STRATEGIES: dict[str, Any] = {"autograd": Autograd(), "discrete": Discrete(), "continuous": Continuous()}
+STRATEGIES: dict[str, Any] = {
+    "autograd": Autograd(),
+    "discrete": Discrete(),
+    "reversible": Retrace(),
+    "continuous": Continuous(),
+}
 PLACES = 32  # for states: with as many, 561 steps are gone back with each taken twice more at the most
 STEP_BYTES = 25  # of a row and step with times of its own: two float64 times, its number and a verdict
 

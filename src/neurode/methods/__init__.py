@@ -20,6 +20,7 @@ from neurode.methods.heun import heun
 from neurode.methods.heun3 import heun3
 from neurode.methods.midpoint import midpoint
 from neurode.methods.ralston import ralston
+from neurode.methods.reversible import Reversible
 from neurode.methods.rk4 import rk4
 from neurode.methods.rk4_38 import rk4_38
 from neurode.methods.ssprk3 import ssprk3
@@ -114,4 +115,4 @@ def format_table() -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-__all__ = ["METHODS", "AdamsFamily", "ButcherTableau", "SymplecticTableau", "format_table", "get", "table"]
+__all__ = ["METHODS", "AdamsFamily", "ButcherTableau", "Reversible", "SymplecticTableau", "format_table", "get", "table"]

@@ -7,6 +7,7 @@ from typing import Any
 from neurode.stepping.adams import AdamsStepper
 from neurode.stepping.explicit import ExplicitStepper
 from neurode.stepping.interval import Interval, places
+from neurode.stepping.reversible import ReversibleStepper
 from neurode.stepping.step import Piece, Step
 from neurode.stepping.symplectic import SymplecticStepper
 
@@ -14,7 +15,10 @@ STEPPERS: dict[str, Any] = {
     "explicit": ExplicitStepper,
     "adams": AdamsStepper,
     "symplectic": SymplecticStepper,
+    "reversible": ReversibleStepper,
 }
+# Kinds whose carry is part of the state: it outlives a jump of `f`, and an event sets it as it sets the state.
+COUPLED = frozenset({"reversible"})
 
 
 def stepper(method: Any) -> Any:
@@ -23,11 +27,13 @@ def stepper(method: Any) -> Any:
 
 
 __all__ = [
+    "COUPLED",
     "STEPPERS",
     "AdamsStepper",
     "ExplicitStepper",
     "Interval",
     "Piece",
+    "ReversibleStepper",
     "Step",
     "SymplecticStepper",
     "places",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -82,8 +83,15 @@ class ExplicitStepper:
             (t1,) = step.interval.times((1.0,), step.y1, field.time_dtype)
             end = field(t1, step.y1)
         ks = step.ks if self.tableau.fsal else [*step.ks, end]
-        rows = [tuple(b * x for x in HERMITE_RISE) for b in self.tableau.B]
-        rows += [(0.0, 0.0, 0.0)] * (len(ks) - len(rows))
-        rows[0] = tuple(a + b for a, b in zip(rows[0], HERMITE_START, strict=True))
-        rows[-1] = tuple(a + b for a, b in zip(rows[-1], HERMITE_END, strict=True))
-        return Piece(step.interval, step.y0, step.y1, ks, tuple(rows)), end
+        return Piece(step.interval, step.y0, step.y1, ks, hermite_powers(self.tableau)), end
+
+
+@lru_cache(maxsize=64)
+def hermite_powers(tableau: ButcherTableau) -> tuple[tuple[float, ...], ...]:
+    """The cubic Hermite interpolant as weights of a method's stages, the derivative at the end the last of them."""
+    rows = [tuple(b * x for x in HERMITE_RISE) for b in tableau.B]
+    if not tableau.fsal:
+        rows.append((0.0, 0.0, 0.0))
+    rows[0] = tuple(a + b for a, b in zip(rows[0], HERMITE_START, strict=True))
+    rows[-1] = tuple(a + b for a, b in zip(rows[-1], HERMITE_END, strict=True))
+    return tuple(rows)

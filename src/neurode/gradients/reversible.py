@@ -1,0 +1,436 @@
+"""Going back algebraically: the exact gradient of a reversible coupling, in memory that does not grow with the steps."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neurode._errors import GradientError, InputError
+from neurode._loop import Outcome, integrate, time_dtype
+from neurode._problem import Problem
+from neurode._solution import Stats, Status
+from neurode._state import number
+from neurode.control import standins
+from neurode.gradients.discrete import _moving, _output_times, _Times
+from neurode.gradients.inputs import Inputs, Replayed, autocast_state, find_inputs, refuse_unlisted, uncached_autocast
+from neurode.gradients.replay import JointOutputs, RowReplay, RowStride, Stride
+from neurode.methods import Reversible
+from neurode.stepping import Interval, Step, stepper
+from neurode.stepping.step import increment
+
+
+@dataclass(frozen=True)
+class Retrace:
+    """The exact gradient of `neurode.Reversible(method)`: each step is undone on the way back.
+
+    Asked for by name, `gradient="reversible"`, since it integrates `Reversible(method)` in place of the method: a scheme of
+    the same order, with other numbers and twice the evaluations of `f`. A method that is a `Reversible` already is taken
+    as it is, with its own coupling.
+
+    The forward solve keeps the two states at its end, and with adaptive steps the times: 8 bytes a step (and row). The
+    backward pass undoes a step half by half; what it evaluates to find the old state is what it differentiates, so that
+    it takes as many evaluations as the forward solve. The states it finds differ from those that there were by
+    rounding, which grows as `coupling ** -steps`, and as errors do where the field contracts and is gone through
+    backward.
+
+    References:
+        S. McCallum, J. Foster (2024), Efficient, accurate and stable gradients for neural ODEs, arXiv:2410.11648.
+
+    Example:
+        >>> import torch, neurode
+        >>> w = torch.tensor(-0.5, requires_grad=True)
+        >>> sol = neurode.solve(lambda t, y: w * y, [2.0], (0, 1), method="rk4", steps=50, gradient="reversible")
+        >>> sol.stats.method
+        'reversible(rk4)'
+        >>> round(torch.autograd.grad(sol.y1.sum(), w)[0].item(), 4), sol.stats.backward.num_evaluations
+        (1.2131, 400)
+    """
+
+    name = "reversible"
+    handles: ClassVar = frozenset({"rows", "coupled"})
+
+    def solve(self, problem: Problem, stats: Stats) -> Outcome:
+        """Integrate the coupling without a tape, and attach the way back."""
+        problem = self._coupled(problem, stats)
+        if not torch.is_grad_enabled():
+            return integrate(problem)
+        start = number(problem.t0) if not problem.per_row else problem.t0.detach()
+        t = torch.as_tensor(start, dtype=problem.field.time_dtype, device=problem.y0.device)
+        work = _Work(problem, stats, find_inputs(problem.field, t, problem.y0, self.name))
+        y1, ys = _Function.apply(work, problem.y0, *_moving(problem), *work.inputs.all)
+        ys = y1.unsqueeze(0) if problem.t_eval is None else ys
+        return replace(work.outcome, y1=y1, ys=ys, ts=_output_times(problem, work.outcome))
+
+    def _coupled(self, problem: Problem, stats: Stats) -> Problem:
+        """The problem with the coupling of its method."""
+        if problem.method.kind == "reversible":
+            return problem
+        if problem.method.kind != "explicit":
+            raise InputError(
+                f"gradient='reversible' couples explicit one-step methods, and {problem.method.name!r} is"
+                f" {problem.method.kind}. Type gradient='autograd' or gradient='discrete', or take a method such as 'rk4'."
+            )
+        method = Reversible(problem.method)
+        stats.method = stats.method.replace(problem.method.name, method.name, 1)
+        return replace(problem, method=method)
+
+
+class JointTrack:
+    """Notes the accepted steps of a joint solve: their ends, 8 bytes each."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.ends = array("d", [number(problem.t0)])
+        self.jumps = {float(t) for t in problem.jump_at}
+        self.y, self.z = problem.y0, problem.y0
+
+    def joint(self, step: Step) -> None:
+        """Note an accepted step."""
+        self.ends.append(number(step.interval.t1))
+        self.y, self.z = step.y1, step.carry
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, n: int) -> Stride:
+        t0, t1 = self.ends[n], self.ends[n + 1]
+        return Stride(t0, t1, (t0 in self.jumps, t1 in self.jumps))
+
+    def states(self) -> tuple[Tensor, Tensor]:
+        """y and z at the end."""
+        return self.y, self.z
+
+    def forward(self) -> Iterator[Stride]:
+        """The steps from the first to the last."""
+        return (self[n] for n in range(len(self)))
+
+
+class RowTrack:
+    """Notes the attempts of rows with times of their own: where each row stood after each, 8 bytes."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.t0 = problem.t0.detach()
+        self.y, self.z = problem.y0, problem.y0
+        jumps = sorted({float(t) for t in problem.jump_at})
+        self.jumps = torch.tensor(jumps, dtype=self.t0.dtype, device=self.t0.device) if jumps else None
+        self.attempts: list[tuple[Tensor, Tensor, bool]] = []  # ends, which rows, whether they are all
+        self.last: Any = None  # the newest states of the present rows, not yet among all
+
+    def rows(self, pace: Any, step: Step) -> None:
+        """Note an attempt."""
+        if self.last is not None and self.last[0] is not pace.rows:
+            self._put()  # rows have left: what they ended with must not be lost
+        self.last = (pace.rows, pace.whole, pace.accepted, step)
+        self.attempts.append((torch.where(pace.accepted, pace.tried, pace.tried_from), pace.rows, pace.whole))
+
+    def _put(self) -> None:
+        rows, whole, accepted, step = self.last
+        moved = accepted.unsqueeze(1)
+        y, z = torch.where(moved, step.y1, step.y0), torch.where(moved, step.carry, step.restart)
+        self.y, self.z = (y, z) if whole else (self.y.index_copy(0, rows, y), self.z.index_copy(0, rows, z))
+        self.last = None
+
+    def states(self) -> tuple[Tensor, Tensor]:
+        """y and z of all rows, each where it ended."""
+        if self.last is not None:
+            self._put()
+        return self.y, self.z
+
+    def __len__(self) -> int:
+        return len(self.attempts)
+
+    def __getitem__(self, n: int) -> RowStride:
+        end, rows, whole = self.attempts[n]
+        if n == 0:
+            start = self.t0
+        else:
+            start, before, _ = self.attempts[n - 1]
+            # Rows only ever leave, so that those of this attempt are among those of the one before, both in order.
+            start = start if before is rows else start[torch.searchsorted(before, rows)]
+        jumps = (False, False) if self.jumps is None else (torch.isin(start, self.jumps), torch.isin(end, self.jumps))
+        return RowStride(start, end, start != end, rows, whole, jumps)
+
+
+class _Work:
+    """What the forward and the backward pass of one solve share."""
+
+    def __init__(self, problem: Problem, stats: Stats, inputs: Inputs) -> None:
+        self.problem, self.stats, self.inputs = problem, stats, inputs
+        self.autocast = autocast_state(problem.y0)
+        self.track: Any = None
+        self.outcome: Any = None
+        self.gone: Tensor | None = None
+
+    def forward(self, y0: Tensor) -> tuple[Tensor, Tensor]:
+        problem = self.problem
+        # Times that were tensors stay tensors: a step over floats would differ in its last bit.
+        times = {name: _still(getattr(problem, name)) for name in ("t0", "t1", "grid", "t_eval")}
+        plain = replace(problem, y0=y0, **times)
+        self.track = RowTrack(plain) if problem.per_row else JointTrack(plain)
+        with uncached_autocast(self.autocast):
+            outcome = integrate(replace(plain, recorder=self.track))
+        y1, ys = outcome.y1, outcome.ys if problem.t_eval is not None else outcome.y1.new_empty(0)
+        if isinstance(outcome.status, Tensor):
+            self.gone = outcome.status > Status.TERMINATED.code
+            self.gone = self.gone if bool(self.gone.any()) else None
+            if self.gone is not None and problem.t_eval is not None:
+                ys = torch.where(self.gone[:, None], torch.nan, ys)
+        nothing: Any = None  # the outputs belong to autograd from here on
+        self.outcome = replace(outcome, y1=nothing, ys=nothing)
+        # What is returned belongs to the user, who may change it in place; the track goes back from its own.
+        return y1.clone(), ys.clone() if ys._base is y0 or ys._base is y1 else ys
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing of the solve is left to differentiate."""
+        if self.gone is not None:
+            return bool(self.gone.all())
+        return not isinstance(self.outcome.status, Tensor) and self.outcome.status.failed
+
+
+def _still(t: Any) -> Any:
+    """Times without their gradients."""
+    return t.detach() if isinstance(t, Tensor) else [_still(x) for x in t] if isinstance(t, list) else t
+
+
+class _Function(torch.autograd.Function):
+    """Forward: the solve. Backward: its steps undone, from the last to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, work: _Work, y0: Tensor, t0: Any, t1: Any, grid: Any, t_eval: Any, *inputs: Tensor) -> Any:
+        ctx.work = work
+        y1, ys = work.forward(y0)
+        ctx.save_for_backward(y0, *inputs)
+        ctx.times = [t if t is None else t.detach() for t in (t0, t1, grid, t_eval)]
+        return y1, ys
+
+    @staticmethod
+    def backward(ctx: Any, *grads_out: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise GradientError(
+                "gradient='reversible' gives derivatives of first order only (create_graph=True was asked for). Type"
+                " gradient='autograd', with method=neurode.Reversible(...) for the same numbers."
+            )
+        y0, *inputs = ctx.saved_tensors
+        sweep = _Sweep(ctx.work, y0, inputs, ctx.times)
+        with uncached_autocast(ctx.work.autocast):
+            sweep.run(*grads_out)
+        totals = [t.total if t is not None else None for t in sweep.times.all]
+        grads = [g if need else None for g, need in zip(sweep.totals, ctx.needs_input_grad[6:], strict=True)]
+        return None, sweep.gy if ctx.needs_input_grad[1] else None, *totals, *grads
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """One step to be undone.
+
+    Attributes:
+        n: which.
+        stride: its record.
+        ends: of its interval, leaves where a gradient is asked for there.
+        leaves: those leaves, each with where its gradient goes.
+        rows: which rows are present; None for all, and in a joint solve.
+        moved: `(rows, 1)`, True where a row took the step; None where all did.
+    """
+
+    n: int
+    stride: Any
+    ends: list[Any]
+    leaves: list[Any]
+    rows: Tensor | None
+    moved: Tensor | None
+
+
+class _Apart(NamedTuple):
+    """What the outputs of a step depend on besides z and its stages, as leaves of their own.
+
+    Attributes:
+        y0, y1: y at both ends.
+        slope: the derivative at the new y, which is the first stage of `down`.
+    """
+
+    y0: Tensor
+    y1: Tensor
+    slope: Tensor
+
+
+class _Sweep:
+    """The backward pass.
+
+    Attributes:
+        y, z: the two states reached, all rows.
+        gy, gz: their gradients.
+        totals: gradients of the inputs.
+    """
+
+    def __init__(self, work: _Work, y0: Tensor, inputs: list[Tensor], times: list[Any]) -> None:
+        self.work, problem = work, work.problem
+        self.problem, self.track, self.y0 = problem, work.track, y0
+        self.times = _Times(times, time_dtype(y0.device))
+        self.gone = None if work.lost else work.gone
+        self.inputs = Replayed(problem.field, work.inputs, inputs, self.gone)
+        self.inputs.field.num_calls = 0
+        self.totals = [torch.zeros_like(x) for x in inputs]
+        self.stepper, self.share = stepper(problem.method), problem.method.coupling
+        self.gy, self.gz = torch.zeros_like(y0), torch.zeros_like(y0)
+        self.grad_ys: Any = None
+        self.steps = 0
+        if problem.per_row:
+            self.replay = RowReplay(problem, self.track, self.times, self.gone)
+        elif isinstance(problem.t_eval, Tensor):
+            self.outputs = JointOutputs(problem, self.track.forward())
+
+    def run(self, grad_y1: Tensor, grad_ys: Tensor) -> None:
+        """Go back through all steps."""
+        problem, work = self.problem, self.work
+        if not work.lost:
+            self.y, self.z = self.track.states()
+            gone = None if self.gone is None else self.gone[:, None]
+            self.gy = grad_y1 if gone is None else torch.where(gone, 0.0, grad_y1)
+            if problem.t_eval is not None:
+                self.grad_ys = grad_ys if gone is None else torch.where(gone, 0.0, grad_ys)
+            with self.inputs.outer():
+                for n in range(len(self.track) - 1, -1, -1):
+                    leg = self._row_leg(n) if problem.per_row else self._joint_leg(n)
+                    if leg is not None:
+                        self._undo(leg)
+            self._start()
+        stats = Stats(method=work.stats.method, gradient="reversible", engine="eager")
+        stats.num_calls = stats.num_evaluations = self.inputs.field.num_calls
+        stats.num_accepted = self.steps
+        work.stats.backward = stats
+
+    # ---- which step
+
+    def _joint_leg(self, n: int) -> _Leg:
+        stride, times, leaves = self.track[n], self.times, []
+        ends: list[Any] = [stride.t0, stride.t1]
+        at_end = n == len(self.track) - 1 and stride.t1 == number(self.problem.t1)
+        places = (("grid", n), ("grid", n + 1)) if times.grid is not None else (("t0", ...), ("t1", ...))
+        for i, (name, place) in enumerate(places):
+            if getattr(times, name) is not None and (times.grid is not None or (at_end if i else n == 0)):
+                ends[i] = torch.tensor(ends[i], dtype=times.dtype, device=self.y0.device, requires_grad=True)
+                leaves.append((ends[i], name, place))
+        return _Leg(n, stride, ends, leaves, None, None if self.gone is None else ~self.gone[:, None])
+
+    def _row_leg(self, n: int) -> _Leg | None:
+        stride, leaves, times = self.track[n], [], self.times
+        if self.gone is not None:
+            stride = replace(stride, accepted=stride.accepted & ~self.gone[stride.rows])
+        if not bool(stride.accepted.any()):
+            return None
+        ends = [self._played(stride, stride.t0), self._played(stride, stride.t1)]
+        for i, name in enumerate(("t0", "t1")):
+            if times.grid is not None or getattr(times, name) is not None:
+                ends[i] = ends[i].clone().requires_grad_()
+                leaves.append((ends[i], *self.replay._destination(n, i, name, times)))
+        return _Leg(n, stride, ends, leaves, None if stride.whole else stride.rows, stride.accepted.unsqueeze(1))
+
+    def _played(self, stride: Any, x: Tensor) -> Tensor:
+        """Rows of `x`; a failed row is played by a good one, so that nothing of it reaches what rows share."""
+        gone = None if self.gone is None else self.gone if stride is None else self.gone[stride.rows]
+        return x if gone is None or not bool(gone.any()) else standins._instead(x, gone)
+
+    # ---- one step
+
+    def _undo(self, leg: _Leg) -> None:
+        """Find the states before a step, and hand its gradients on."""
+        y1, z1, gy, gz = (x if leg.rows is None else x.index_select(0, leg.rows) for x in self._present)
+        stride = leg.stride if self.problem.per_row else None
+        y1, z1 = self._played(stride, y1), self._played(stride, z1)
+        stepping, B = self.stepper, self.stepper.method.base.B
+        with torch.enable_grad():
+            field, interval, times = self._afresh(leg)
+            end = y1.detach().requires_grad_()
+            back = stepping.down(field, times, end, interval.h)
+            z0 = increment(z1, back, B, -interval.h)
+            # What both halves read must not be one graph: each has its own pass of autograd.
+            field, interval, times = self._afresh(leg)
+            z = z0.detach().requires_grad_()
+            ks = stepping.up(field, times, z, interval.h)
+            rest = increment(y1, ks, B, -interval.h)
+            y0 = torch.add(z0.detach(), rest.detach() - z0.detach(), alpha=1 / self.share)
+            apart = _Apart(*(x.detach().requires_grad_() for x in (y0, y1, back[0])))
+            values, index = self._outputs(leg, Step(interval, apart.y0, apart.y1, [*ks, apart.slope], None, z))
+        cotangents = [self.grad_ys[place] for place in index]
+        first, into = [z0], [self._only(leg, -gz)]
+        if values:  # what they ask of the new y, and of the derivative there, goes down with the rest
+            into_y1, slope = torch.autograd.grad(
+                values, (apart.y1, apart.slope), cotangents, retain_graph=True, allow_unused=True
+            )
+            gy = gy if into_y1 is None else gy + into_y1
+            first, into = (first, into) if slope is None else ([z0, back[0]], [*into, slope])
+        (into_y1,) = self._derivative(leg, first, into, [end])
+        gy = gy if into_y1 is None else gy + into_y1
+        into_z, into_y0 = self._derivative(leg, [rest, *values], [self._only(leg, -gy), *cotangents], [z, apart.y0])
+        gy, gz = self.share * gy, torch.add(gz, gy, alpha=1 - self.share)
+        gy = gy if into_y0 is None else gy + into_y0
+        gz = gz if into_z is None else gz + into_z
+        self._arrive(leg, y0, z0.detach(), gy, gz)
+
+    def _afresh(self, leg: _Leg) -> tuple[Any, Interval, tuple[Tensor, ...]]:
+        """The field on the rows of a step, its interval and the times of its stages, on the tape."""
+        self.inputs.take(leg.rows)
+        field = self.inputs.field
+        interval = Interval(*leg.ends, field.time_dtype, *leg.stride.jumps)
+        return field, interval, interval.times(self.stepper.method.C, self.y0, field.time_dtype)
+
+    @property
+    def _present(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.y, self.z, self.gy, self.gz
+
+    def _only(self, leg: _Leg, gradient: Tensor) -> Tensor:
+        """A gradient of the rows that took the step."""
+        return gradient if leg.moved is None else torch.where(leg.moved, gradient, 0.0)
+
+    def _outputs(self, leg: _Leg, step: Step) -> tuple[list[Tensor], list[Any]]:
+        """The outputs in a step, and where among all they stand."""
+        field = self.inputs.field
+        if not isinstance(self.problem.t_eval, Tensor):
+            return [], []
+        if self.problem.per_row:
+            return self.replay._outputs(leg.n, leg.stride, step, field, self.times, leg.leaves)
+        return self.outputs.take(leg.n, step, self.stepper, field, self.times, leg.leaves)
+
+    def _derivative(self, leg: _Leg, values: list[Tensor], cotangents: list[Tensor], starts: list[Tensor]) -> Any:
+        """Gradients of `starts`; those of times and inputs go to their sums."""
+        pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
+        if not pairs:
+            return [None] * len(starts)
+        wanted = [*starts, *(leaf for leaf, _, _ in leg.leaves), *self.inputs.wanted]
+        refuse_unlisted(pairs[0][0], self.inputs.listed.union(map(id, wanted)))
+        grads = torch.autograd.grad([v for v, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True)
+        rest = iter(grads[len(starts) :])
+        for (_, name, place), grad in zip(leg.leaves, rest, strict=False):
+            if grad is not None:
+                getattr(self.times, name).add(place, grad)
+        for total, grad in zip(self.totals, grads[len(grads) - len(self.totals) :], strict=True):
+            if grad is not None:
+                total.add_(grad)
+        return grads[: len(starts)]
+
+    def _arrive(self, leg: _Leg, *new: Tensor) -> None:
+        """The states before the step and their gradients; rows that did not take it keep theirs."""
+        self.steps += 1
+        values = []
+        for old, x in zip(self._present, new, strict=True):
+            here = old if leg.rows is None else old.index_select(0, leg.rows)
+            x = x if leg.moved is None else torch.where(leg.moved, x, here)
+            values.append(x if leg.rows is None else old.index_copy(0, leg.rows, x))
+        self.y, self.z, self.gy, self.gz = values
+
+    def _start(self) -> None:
+        """y and z start alike; outputs at t0 that do not move are the initial state."""
+        self.gy = self.gy + self.gz
+        problem = self.problem
+        if problem.t_eval is None or problem.t_eval.requires_grad:
+            return
+        if problem.per_row:
+            here = self.replay.at == self.replay.t0
+            self.gy = self.gy + torch.where(here.unsqueeze(-1), self.grad_ys, 0.0).sum(0)
+        elif self.outputs.start:
+            self.gy = self.gy + self.grad_ys[: self.outputs.start].sum(0)
