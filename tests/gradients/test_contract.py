@@ -37,10 +37,13 @@ def check(name: str, row: Row, dtype: torch.dtype = torch.float64) -> None:
         refuses(case, row, options)
         return
     exact, other = same_tape(row, dtype, name), differentiate(case, row.gradient, options, dtype)
-    limit = row.limits[dtype is torch.float32] * case.rounding
+    rounding = max(case.rounding, case.retraced if row.retraces else 1.0)
+    limit = row.limits[dtype is torch.float32] * rounding
     assert distance(exact.grads, other.grads) <= limit
     for a, b in zip(_numbers(exact.solution), _numbers(other.solution), strict=True):
-        near = 1e-12 if a.dtype is torch.float64 else 1e-6  # rounding: times that move are tensors, the others numbers
+        near = rounding * (
+            1e-12 if a.dtype is torch.float64 else 1e-6
+        )  # rounding: times that move are tensors, the others numbers
         torch.testing.assert_close(a, b, equal_nan=True, rtol=near, atol=near)
 
 

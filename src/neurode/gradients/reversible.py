@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from neurode._errors import GradientError, InputError
-from neurode._loop import Outcome, integrate, time_dtype
+from neurode._loop import Outcome, end_time, integrate, time_dtype
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import number
 from neurode.control import standins
-from neurode.gradients.discrete import _moving, _output_times, _Times
+from neurode.gradients.discrete import _moving, _output_times, _still, _Times
 from neurode.gradients.inputs import Inputs, Replayed, autocast_state, find_inputs, refuse_unlisted, uncached_autocast
 from neurode.gradients.replay import JointOutputs, RowReplay, RowStride, Stride
 from neurode.methods import Reversible
@@ -64,7 +64,8 @@ class Retrace:
         work = _Work(problem, stats, find_inputs(problem.field, t, problem.y0, self.name))
         y1, ys = _Function.apply(work, problem.y0, *_moving(problem), *work.inputs.all)
         ys = y1.unsqueeze(0) if problem.t_eval is None else ys
-        return replace(work.outcome, y1=y1, ys=ys, ts=_output_times(problem, work.outcome))
+        end = end_time(problem, work.outcome.status, work.outcome.t1)
+        return replace(work.outcome, y1=y1, ys=ys, ts=_output_times(problem, work.outcome), t1=end)
 
     def _coupled(self, problem: Problem, stats: Stats) -> Problem:
         """The problem with the coupling of its method."""
@@ -167,7 +168,6 @@ class _Work:
 
     def forward(self, y0: Tensor) -> tuple[Tensor, Tensor]:
         problem = self.problem
-        # Times that were tensors stay tensors: a step over floats would differ in its last bit.
         times = {name: _still(getattr(problem, name)) for name in ("t0", "t1", "grid", "t_eval")}
         plain = replace(problem, y0=y0, **times)
         self.track = RowTrack(plain) if problem.per_row else JointTrack(plain)
@@ -190,11 +190,6 @@ class _Work:
         if self.gone is not None:
             return bool(self.gone.all())
         return not isinstance(self.outcome.status, Tensor) and self.outcome.status.failed
-
-
-def _still(t: Any) -> Any:
-    """Times without their gradients."""
-    return t.detach() if isinstance(t, Tensor) else [_still(x) for x in t] if isinstance(t, list) else t
 
 
 class _Function(torch.autograd.Function):
@@ -376,7 +371,7 @@ class _Sweep:
         """The field on the rows of a step, its interval and the times of its stages, on the tape."""
         self.inputs.take(leg.rows)
         field = self.inputs.field
-        interval = Interval(*leg.ends, field.time_dtype, *leg.stride.jumps)
+        interval = Interval(leg.ends[0], leg.ends[1], field.time_dtype, *leg.stride.jumps)
         return field, interval, interval.times(self.stepper.method.C, self.y0, field.time_dtype)
 
     @property

@@ -115,4 +115,13 @@ def format_table() -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-__all__ = ["METHODS", "AdamsFamily", "ButcherTableau", "Reversible", "SymplecticTableau", "format_table", "get", "table"]
+__all__ = [
+    "METHODS",
+    "AdamsFamily",
+    "ButcherTableau",
+    "Reversible",
+    "SymplecticTableau",
+    "format_table",
+    "get",
+    "table",
+]
