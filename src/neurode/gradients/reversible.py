@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,12 +14,13 @@ from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import number
 from neurode.control import standins
-from neurode.gradients.discrete import _moving, _output_times, _still, _Times
 from neurode.gradients.inputs import Inputs, Replayed, autocast_state, find_inputs, refuse_unlisted, uncached_autocast
-from neurode.gradients.replay import JointOutputs, RowReplay, RowStride, Stride
+from neurode.gradients.track import JointTimes, JointTrack, Leg, RowTimes, RowTrack, Total
 from neurode.methods import Reversible
 from neurode.stepping import Interval, Step, stepper
 from neurode.stepping.step import increment
+
+TIMES = ("t0", "t1", "grid", "t_eval")
 
 
 @dataclass(frozen=True)
@@ -81,81 +80,6 @@ class Retrace:
         return replace(problem, method=method)
 
 
-class JointTrack:
-    """Notes the accepted steps of a joint solve: their ends, 8 bytes each."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.ends = array("d", [number(problem.t0)])
-        self.jumps = {float(t) for t in problem.jump_at}
-        self.y, self.z = problem.y0, problem.y0
-
-    def joint(self, step: Step) -> None:
-        """Note an accepted step."""
-        self.ends.append(number(step.interval.t1))
-        self.y, self.z = step.y1, step.carry
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, n: int) -> Stride:
-        t0, t1 = self.ends[n], self.ends[n + 1]
-        return Stride(t0, t1, (t0 in self.jumps, t1 in self.jumps))
-
-    def states(self) -> tuple[Tensor, Tensor]:
-        """y and z at the end."""
-        return self.y, self.z
-
-    def forward(self) -> Iterator[Stride]:
-        """The steps from the first to the last."""
-        return (self[n] for n in range(len(self)))
-
-
-class RowTrack:
-    """Notes the attempts of rows with times of their own: where each row stood after each, 8 bytes."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.t0 = problem.t0.detach()
-        self.y, self.z = problem.y0, problem.y0
-        jumps = sorted({float(t) for t in problem.jump_at})
-        self.jumps = torch.tensor(jumps, dtype=self.t0.dtype, device=self.t0.device) if jumps else None
-        self.attempts: list[tuple[Tensor, Tensor, bool]] = []  # ends, which rows, whether they are all
-        self.last: Any = None  # the newest states of the present rows, not yet among all
-
-    def rows(self, pace: Any, step: Step) -> None:
-        """Note an attempt."""
-        if self.last is not None and self.last[0] is not pace.rows:
-            self._put()  # rows have left: what they ended with must not be lost
-        self.last = (pace.rows, pace.whole, pace.accepted, step)
-        self.attempts.append((torch.where(pace.accepted, pace.tried, pace.tried_from), pace.rows, pace.whole))
-
-    def _put(self) -> None:
-        rows, whole, accepted, step = self.last
-        moved = accepted.unsqueeze(1)
-        y, z = torch.where(moved, step.y1, step.y0), torch.where(moved, step.carry, step.restart)
-        self.y, self.z = (y, z) if whole else (self.y.index_copy(0, rows, y), self.z.index_copy(0, rows, z))
-        self.last = None
-
-    def states(self) -> tuple[Tensor, Tensor]:
-        """y and z of all rows, each where it ended."""
-        if self.last is not None:
-            self._put()
-        return self.y, self.z
-
-    def __len__(self) -> int:
-        return len(self.attempts)
-
-    def __getitem__(self, n: int) -> RowStride:
-        end, rows, whole = self.attempts[n]
-        if n == 0:
-            start = self.t0
-        else:
-            start, before, _ = self.attempts[n - 1]
-            # Rows only ever leave, so that those of this attempt are among those of the one before, both in order.
-            start = start if before is rows else start[torch.searchsorted(before, rows)]
-        jumps = (False, False) if self.jumps is None else (torch.isin(start, self.jumps), torch.isin(end, self.jumps))
-        return RowStride(start, end, start != end, rows, whole, jumps)
-
-
 class _Work:
     """What the forward and the backward pass of one solve share."""
 
@@ -192,6 +116,34 @@ class _Work:
         return not isinstance(self.outcome.status, Tensor) and self.outcome.status.failed
 
 
+def _still(t: Any) -> Any:
+    """A time or times without a gradient, of the same kind: the forward numbers are to be those of the tape."""
+    return [_still(x) for x in t] if isinstance(t, list) else t.detach() if isinstance(t, Tensor) else t
+
+
+def _moving(problem: Problem) -> list[Any]:
+    """The times that need a gradient, in the order of `TIMES`; None for the others."""
+
+    def wanted(t: Any) -> Any:
+        return t if isinstance(t, Tensor) and t.requires_grad else None
+
+    grid = problem.grid
+    if isinstance(grid, list):
+        moves = any(isinstance(t, Tensor) and t.requires_grad for t in grid)
+        dtype, device = time_dtype(problem.y0.device), problem.y0.device
+        grid = torch.stack([torch.as_tensor(t, dtype=dtype, device=device) for t in grid]) if moves else None
+    ends = [None, None, wanted(grid)] if problem.grid is not None else [wanted(problem.t0), wanted(problem.t1), None]
+    return [*ends, wanted(problem.t_eval)]
+
+
+def _output_times(problem: Problem, outcome: Outcome) -> Tensor:
+    """The times of the outputs with the gradients that the user's own have."""
+    if isinstance(problem.t_eval, Tensor):
+        return problem.t_eval
+    t1 = problem.t1
+    return t1.unsqueeze(0) if isinstance(t1, Tensor) and t1.requires_grad else outcome.ts
+
+
 class _Function(torch.autograd.Function):
     """Forward: the solve. Backward: its steps undone, from the last to the first."""
 
@@ -214,30 +166,9 @@ class _Function(torch.autograd.Function):
         sweep = _Sweep(ctx.work, y0, inputs, ctx.times)
         with uncached_autocast(ctx.work.autocast):
             sweep.run(*grads_out)
-        totals = [t.total if t is not None else None for t in sweep.times.all]
+        totals = [t.total if t is not None else None for t in sweep.sums.values()]
         grads = [g if need else None for g, need in zip(sweep.totals, ctx.needs_input_grad[6:], strict=True)]
         return None, sweep.gy if ctx.needs_input_grad[1] else None, *totals, *grads
-
-
-@dataclass(frozen=True)
-class _Leg:
-    """One step to be undone.
-
-    Attributes:
-        n: which.
-        stride: its record.
-        ends: of its interval, leaves where a gradient is asked for there.
-        leaves: those leaves, each with where its gradient goes.
-        rows: which rows are present; None for all, and in a joint solve.
-        moved: `(rows, 1)`, True where a row took the step; None where all did.
-    """
-
-    n: int
-    stride: Any
-    ends: list[Any]
-    leaves: list[Any]
-    rows: Tensor | None
-    moved: Tensor | None
 
 
 class _Apart(NamedTuple):
@@ -265,7 +196,12 @@ class _Sweep:
     def __init__(self, work: _Work, y0: Tensor, inputs: list[Tensor], times: list[Any]) -> None:
         self.work, problem = work, work.problem
         self.problem, self.track, self.y0 = problem, work.track, y0
-        self.times = _Times(times, time_dtype(y0.device))
+        self.sums: dict[str, Any] = {
+            name: None if t is None else Total(t) for name, t in zip(TIMES, times, strict=True)
+        }
+        self.times = (RowTimes if problem.per_row else JointTimes)(
+            problem, work.track, self.sums, time_dtype(y0.device)
+        )
         self.gone = None if work.lost else work.gone
         self.inputs = Replayed(problem.field, work.inputs, inputs, self.gone)
         self.inputs.field.num_calls = 0
@@ -274,84 +210,56 @@ class _Sweep:
         self.gy, self.gz = torch.zeros_like(y0), torch.zeros_like(y0)
         self.grad_ys: Any = None
         self.steps = 0
-        if problem.per_row:
-            self.replay = RowReplay(problem, self.track, self.times, self.gone)
-        elif isinstance(problem.t_eval, Tensor):
-            self.outputs = JointOutputs(problem, self.track.forward())
 
     def run(self, grad_y1: Tensor, grad_ys: Tensor) -> None:
         """Go back through all steps."""
-        problem, work = self.problem, self.work
-        if not work.lost:
+        if not self.work.lost:
             self.y, self.z = self.track.states()
             gone = None if self.gone is None else self.gone[:, None]
             self.gy = grad_y1 if gone is None else torch.where(gone, 0.0, grad_y1)
-            if problem.t_eval is not None:
+            if self.problem.t_eval is not None:
                 self.grad_ys = grad_ys if gone is None else torch.where(gone, 0.0, grad_ys)
             with self.inputs.outer():
-                for n in range(len(self.track) - 1, -1, -1):
-                    leg = self._row_leg(n) if problem.per_row else self._joint_leg(n)
-                    if leg is not None:
-                        self._undo(leg)
-            self._start()
-        stats = Stats(method=work.stats.method, gradient="reversible", engine="eager")
+                for n, leg in self.track.backward(self.gone):
+                    self._undo(n, leg)
+            self.gy = self.gy + self.gz  # y and z start alike
+            if self.grad_ys is not None:
+                self.gy = self.gy + self.times.at_start(self.grad_ys)
+        self._report()
+
+    def _report(self) -> None:
+        """Leave the counts of the backward pass with the solution."""
+        stats = Stats(method=self.work.stats.method, gradient="reversible", engine="eager")
         stats.num_calls = stats.num_evaluations = self.inputs.field.num_calls
         stats.num_accepted = self.steps
-        work.stats.backward = stats
-
-    # ---- which step
-
-    def _joint_leg(self, n: int) -> _Leg:
-        stride, times, leaves = self.track[n], self.times, []
-        ends: list[Any] = [stride.t0, stride.t1]
-        at_end = n == len(self.track) - 1 and stride.t1 == number(self.problem.t1)
-        places = (("grid", n), ("grid", n + 1)) if times.grid is not None else (("t0", ...), ("t1", ...))
-        for i, (name, place) in enumerate(places):
-            if getattr(times, name) is not None and (times.grid is not None or (at_end if i else n == 0)):
-                ends[i] = torch.tensor(ends[i], dtype=times.dtype, device=self.y0.device, requires_grad=True)
-                leaves.append((ends[i], name, place))
-        return _Leg(n, stride, ends, leaves, None, None if self.gone is None else ~self.gone[:, None])
-
-    def _row_leg(self, n: int) -> _Leg | None:
-        stride, leaves, times = self.track[n], [], self.times
-        if self.gone is not None:
-            stride = replace(stride, accepted=stride.accepted & ~self.gone[stride.rows])
-        if not bool(stride.accepted.any()):
-            return None
-        ends = [self._played(stride, stride.t0), self._played(stride, stride.t1)]
-        for i, name in enumerate(("t0", "t1")):
-            if times.grid is not None or getattr(times, name) is not None:
-                ends[i] = ends[i].clone().requires_grad_()
-                leaves.append((ends[i], *self.replay._destination(n, i, name, times)))
-        return _Leg(n, stride, ends, leaves, None if stride.whole else stride.rows, stride.accepted.unsqueeze(1))
-
-    def _played(self, stride: Any, x: Tensor) -> Tensor:
-        """Rows of `x`; a failed row is played by a good one, so that nothing of it reaches what rows share."""
-        gone = None if self.gone is None else self.gone if stride is None else self.gone[stride.rows]
-        return x if gone is None or not bool(gone.any()) else standins._instead(x, gone)
+        self.work.stats.backward = stats
 
     # ---- one step
 
-    def _undo(self, leg: _Leg) -> None:
+    def _undo(self, n: int, leg: Leg) -> None:
         """Find the states before a step, and hand its gradients on."""
         y1, z1, gy, gz = (x if leg.rows is None else x.index_select(0, leg.rows) for x in self._present)
-        stride = leg.stride if self.problem.per_row else None
-        y1, z1 = self._played(stride, y1), self._played(stride, z1)
+        y1, z1 = self._played(leg, y1), self._played(leg, z1)
+        ends, leaves = self.times.ends(n, replace(leg, t0=self._played(leg, leg.t0), t1=self._played(leg, leg.t1)))
         stepping, B = self.stepper, self.stepper.method.base.B
+        grad_ys: Any = self.grad_ys
         with torch.enable_grad():
-            field, interval, times = self._afresh(leg)
+            field, interval, times = self._afresh(leg, ends)
             end = y1.detach().requires_grad_()
             back = stepping.down(field, times, end, interval.h)
             z0 = increment(z1, back, B, -interval.h)
             # What both halves read must not be one graph: each has its own pass of autograd.
-            field, interval, times = self._afresh(leg)
+            field, interval, times = self._afresh(leg, ends)
             z = z0.detach().requires_grad_()
             ks = stepping.up(field, times, z, interval.h)
             rest = increment(y1, ks, B, -interval.h)
             y0 = torch.add(z0.detach(), rest.detach() - z0.detach(), alpha=1 / self.share)
             apart = _Apart(*(x.detach().requires_grad_() for x in (y0, y1, back[0])))
-            values, index = self._outputs(leg, Step(interval, apart.y0, apart.y1, [*ks, apart.slope], None, z))
-        cotangents = [self.grad_ys[place] for place in index]
+            values, places = [], []
+            if grad_ys is not None:
+                step = Step(interval, apart.y0, apart.y1, [*ks, apart.slope], None, z)
+                values, places = self.times.outputs(n, leg, step, stepping, field, leaves)
+        cotangents = [grad_ys[place] for place in places]
         first, into = [z0], [self._only(leg, -gz)]
         if values:  # what they ask of the new y, and of the derivative there, goes down with the rest
             into_y1, slope = torch.autograd.grad(
@@ -359,73 +267,63 @@ class _Sweep:
             )
             gy = gy if into_y1 is None else gy + into_y1
             first, into = (first, into) if slope is None else ([z0, back[0]], [*into, slope])
-        (into_y1,) = self._derivative(leg, first, into, [end])
+        (into_y1,) = self._derivative(leaves, first, into, [end])
         gy = gy if into_y1 is None else gy + into_y1
-        into_z, into_y0 = self._derivative(leg, [rest, *values], [self._only(leg, -gy), *cotangents], [z, apart.y0])
+        into_z, into_y0 = self._derivative(leaves, [rest, *values], [self._only(leg, -gy), *cotangents], [z, apart.y0])
         gy, gz = self.share * gy, torch.add(gz, gy, alpha=1 - self.share)
         gy = gy if into_y0 is None else gy + into_y0
         gz = gz if into_z is None else gz + into_z
         self._arrive(leg, y0, z0.detach(), gy, gz)
 
-    def _afresh(self, leg: _Leg) -> tuple[Any, Interval, tuple[Tensor, ...]]:
+    def _afresh(self, leg: Leg, ends: list[Any]) -> tuple[Any, Interval, tuple[Tensor, ...]]:
         """The field on the rows of a step, its interval and the times of its stages, on the tape."""
         self.inputs.take(leg.rows)
         field = self.inputs.field
-        interval = Interval(leg.ends[0], leg.ends[1], field.time_dtype, *leg.stride.jumps)
+        interval = Interval(ends[0], ends[1], field.time_dtype, *leg.jumps)
         return field, interval, interval.times(self.stepper.method.C, self.y0, field.time_dtype)
+
+    def _played(self, leg: Leg, x: Any) -> Any:
+        """Rows of `x`; a failed row is played by a good one, so that nothing of it reaches what rows share."""
+        if self.gone is None or not isinstance(x, Tensor):
+            return x
+        gone = self.gone if leg.rows is None else self.gone[leg.rows]
+        return standins._instead(x, gone) if bool(gone.any()) else x
 
     @property
     def _present(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.y, self.z, self.gy, self.gz
 
-    def _only(self, leg: _Leg, gradient: Tensor) -> Tensor:
+    def _only(self, leg: Leg, gradient: Tensor) -> Tensor:
         """A gradient of the rows that took the step."""
-        return gradient if leg.moved is None else torch.where(leg.moved, gradient, 0.0)
+        return gradient if leg.moved is None else torch.where(leg.moved.unsqueeze(1), gradient, 0.0)
 
-    def _outputs(self, leg: _Leg, step: Step) -> tuple[list[Tensor], list[Any]]:
-        """The outputs in a step, and where among all they stand."""
-        field = self.inputs.field
-        if not isinstance(self.problem.t_eval, Tensor):
-            return [], []
-        if self.problem.per_row:
-            return self.replay._outputs(leg.n, leg.stride, step, field, self.times, leg.leaves)
-        return self.outputs.take(leg.n, step, self.stepper, field, self.times, leg.leaves)
-
-    def _derivative(self, leg: _Leg, values: list[Tensor], cotangents: list[Tensor], starts: list[Tensor]) -> Any:
+    def _derivative(
+        self, leaves: list[Any], values: list[Tensor], cotangents: list[Tensor], starts: list[Tensor]
+    ) -> Any:
         """Gradients of `starts`; those of times and inputs go to their sums."""
         pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
         if not pairs:
             return [None] * len(starts)
-        wanted = [*starts, *(leaf for leaf, _, _ in leg.leaves), *self.inputs.wanted]
+        wanted = [*starts, *(leaf for leaf, _, _ in leaves), *self.inputs.wanted]
         refuse_unlisted(pairs[0][0], self.inputs.listed.union(map(id, wanted)))
         grads = torch.autograd.grad([v for v, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True)
         rest = iter(grads[len(starts) :])
-        for (_, name, place), grad in zip(leg.leaves, rest, strict=False):
+        for (_, name, place), grad in zip(leaves, rest, strict=False):
             if grad is not None:
-                getattr(self.times, name).add(place, grad)
-        for total, grad in zip(self.totals, grads[len(grads) - len(self.totals) :], strict=True):
-            if grad is not None:
-                total.add_(grad)
+                self.sums[name].add(place, grad)
+        found = [
+            (t, g) for t, g in zip(self.totals, grads[len(grads) - len(self.totals) :], strict=True) if g is not None
+        ]
+        if found:
+            torch._foreach_add_([t for t, _ in found], [g for _, g in found])
         return grads[: len(starts)]
 
-    def _arrive(self, leg: _Leg, *new: Tensor) -> None:
+    def _arrive(self, leg: Leg, *new: Tensor) -> None:
         """The states before the step and their gradients; rows that did not take it keep theirs."""
         self.steps += 1
         values = []
         for old, x in zip(self._present, new, strict=True):
             here = old if leg.rows is None else old.index_select(0, leg.rows)
-            x = x if leg.moved is None else torch.where(leg.moved, x, here)
+            x = x if leg.moved is None else torch.where(leg.moved.unsqueeze(1), x, here)
             values.append(x if leg.rows is None else old.index_copy(0, leg.rows, x))
         self.y, self.z, self.gy, self.gz = values
-
-    def _start(self) -> None:
-        """y and z start alike; outputs at t0 that do not move are the initial state."""
-        self.gy = self.gy + self.gz
-        problem = self.problem
-        if problem.t_eval is None or problem.t_eval.requires_grad:
-            return
-        if problem.per_row:
-            here = self.replay.at == self.replay.t0
-            self.gy = self.gy + torch.where(here.unsqueeze(-1), self.grad_ys, 0.0).sum(0)
-        elif self.outputs.start:
-            self.gy = self.gy + self.grad_ys[: self.outputs.start].sum(0)
