@@ -4,7 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string>
 
+#include "cpu.h"
 #include "engine.h"
 
 using neurode::Engine;
@@ -18,35 +20,41 @@ struct Isa {
     bool (*runs)();
 };
 
-// The widest first. NEURODE_ISA names one to take instead, where the processor has it.
+// The widest first. NEURODE_ISA names another one to take.
 const Isa isas[] = {
 #if defined(NEURODE_WITH_AVX512)
-    {"avx512", neurode::engine_avx512,
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-     }},
+    {"avx512", neurode::engine_avx512, neurode::runs_avx512},
 #endif
 #if defined(NEURODE_WITH_AVX2)
-    {"avx2", neurode::engine_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"avx2", neurode::engine_avx2, neurode::runs_avx2},
+#endif
+#if defined(NEURODE_WITH_NEON)
+    {"neon", neurode::engine_neon, [] { return true; }}, // every 64-bit ARM has it
 #endif
     {"baseline", neurode::engine_baseline, [] { return true; }},
 };
 
-const Isa& choose() {
-    const char* wanted = std::getenv("NEURODE_ISA");
-    if (wanted)
-        for (const Isa& isa : isas)
-            if (!std::strcmp(isa.name, wanted) && isa.runs()) return isa;
-    for (const Isa& isa : isas)
-        if (isa.runs()) return isa;
-    return isas[sizeof isas / sizeof *isas - 1];
-}
+// What runs here, and which of it is taken. An unknown name takes the widest, and leaves `name` empty for the caller to see.
+struct Choice {
+    std::string available, name;
+    const Isa* isa = nullptr;
+    Choice() {
+        const char* wanted = std::getenv("NEURODE_ISA");
+        bool any = !wanted || !*wanted;
+        for (const Isa& candidate : isas) {
+            if (!candidate.runs()) continue;
+            available += (available.empty() ? "" : ",") + std::string(candidate.name);
+            if (!isa) isa = &candidate;
+            if (name.empty() && (any || !std::strcmp(candidate.name, wanted))) isa = &candidate, name = candidate.name;
+        }
+    }
+};
 
-const Isa& chosen() {
-    static const Isa& isa = choose();
-    return isa;
+const Choice& choice() {
+    static const Choice made;
+    return made;
 }
+const Isa& chosen() { return *choice().isa; }
 
 const Engine& engine_of(const Program& p) { return *chosen().engine(p.dtype); }
 
@@ -72,7 +80,8 @@ extern "C" {
 
 int64_t nd_abi(void) { return NEURODE_ABI; }
 int64_t nd_sizeof_solve(void) { return sizeof(nd_solve); }
-const char* nd_isa(void) { return chosen().name; }
+const char* nd_isa(void) { return choice().name.c_str(); }
+const char* nd_isas(void) { return choice().available.c_str(); }
 const char* nd_error(void) { return last_error; }
 
 void* nd_program_new(const int32_t* words, int64_t n, const int32_t* maps, int64_t num_maps, int64_t dtype) {

@@ -9,7 +9,7 @@
 #define NEURODE_EXPORT __attribute__((visibility("default")))
 #endif
 
-#define NEURODE_ABI 1
+#define NEURODE_ABI 2
 
 enum { ND_SUCCESS = 0, ND_MAX_STEPS = 2, ND_UNDERFLOW = 3, ND_NON_FINITE = 4 }; /* Status.code of _solution.py */
 
@@ -69,7 +69,9 @@ extern "C" {
 #endif
 NEURODE_EXPORT int64_t nd_abi(void);
 NEURODE_EXPORT int64_t nd_sizeof_solve(void);
+/* The instruction set in use, empty where NEURODE_ISA names none of this machine; those there, with commas between. */
 NEURODE_EXPORT const char* nd_isa(void);
+NEURODE_EXPORT const char* nd_isas(void);
 /* dtype: 0 float, 1 double. Null if the words are not a program of this version; nd_error() says why. */
 NEURODE_EXPORT void* nd_program_new(const int32_t* words, int64_t n, const int32_t* maps, int64_t num_maps, int64_t dtype);
 NEURODE_EXPORT void nd_program_free(void* program);

@@ -20,5 +20,6 @@ struct Engine {
 const Engine* engine_baseline(int dtype);
 const Engine* engine_avx2(int dtype);
 const Engine* engine_avx512(int dtype);
+const Engine* engine_neon(int dtype);
 
 } // namespace neurode

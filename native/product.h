@@ -4,9 +4,9 @@
 
 namespace NEURODE_NAMESPACE {
 
-// A micro-kernel keeps ROWS x COLUMNS vectors of results in registers: 24 of 32 registers of 512 bits, 12 of 16 otherwise.
+// A micro-kernel keeps ROWS x COLUMNS vectors of results in registers: 24 of 32 registers, 12 of 16.
 // With one column of vectors (tiles of one vector) as many rows as that; with two, half: fewer loads a product.
-constexpr int ACCUMULATORS = VECTOR_BYTES == 64 ? 24 : 12;
+constexpr int ACCUMULATORS = MANY_REGISTERS ? 24 : 12;
 
 // Rows of a matrix are cut into blocks of nearly equal height, at most `most`; the first `taller` have one row more.
 struct Blocks {
@@ -33,29 +33,22 @@ void product_block(const R* __restrict w, const R* __restrict x, int K, int T, c
                    R* __restrict out) {
     constexpr int L = LANES<R>;
     Vec<R> sum[ROWS][COLUMNS];
-#pragma GCC unroll 32
-    for (int r = 0; r < ROWS; r++) {
+    UNROLL for (int r = 0; r < ROWS; r++) {
         Vec<R> start = bias ? splat<R>(bias[r * bias_step]) : Vec<R>{};
-#pragma GCC unroll 4
-        for (int v = 0; v < COLUMNS; v++) sum[r][v] = start;
+        UNROLL for (int v = 0; v < COLUMNS; v++) sum[r][v] = start;
     }
     for (int k = 0; k < K; k++) {
         Vec<R> column[COLUMNS];
-#pragma GCC unroll 4
-        for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
-#pragma GCC unroll 32
-        for (int r = 0; r < ROWS; r++) {
+        UNROLL for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
+        UNROLL for (int r = 0; r < ROWS; r++) {
             Vec<R> weight = splat<R>(w[r]);
-#pragma GCC unroll 4
-            for (int v = 0; v < COLUMNS; v++) sum[r][v] += weight * column[v];
+            UNROLL for (int v = 0; v < COLUMNS; v++) sum[r][v] += weight * column[v];
         }
         x += T;
         w += ROWS;
     }
-#pragma GCC unroll 32
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < COLUMNS; v++) store(out + r * T + v * L, sum[r][v]);
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int v = 0; v < COLUMNS; v++) store(out + r * T + v * L, sum[r][v]);
 }
 
 // acc[r][v] += sum_k g[r][k] x[k][v]: ROWS rows of g (its numbers one after the other, `step` from row to row), one panel x of
@@ -65,29 +58,22 @@ void outer_block(const R* __restrict g, ptrdiff_t step, ptrdiff_t slab, int slab
                  R* __restrict acc) {
     constexpr int L = LANES<R>, W = COLUMNS * L;
     Vec<R> sum[ROWS][COLUMNS];
-#pragma GCC unroll 32
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < COLUMNS; v++) sum[r][v] = load(acc + r * W + v * L);
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int v = 0; v < COLUMNS; v++) sum[r][v] = load(acc + r * W + v * L);
     for (int s = 0; s < slabs; s++) {
         const R* row = g + s * slab;
         for (int t = 0; t < T; t++) {
             Vec<R> column[COLUMNS];
-#pragma GCC unroll 4
-            for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
+            UNROLL for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
             x += W;
-#pragma GCC unroll 32
-            for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int r = 0; r < ROWS; r++) {
                 Vec<R> weight = splat<R>(row[r * step + t]);
-#pragma GCC unroll 4
-                for (int v = 0; v < COLUMNS; v++) sum[r][v] += weight * column[v];
+                UNROLL for (int v = 0; v < COLUMNS; v++) sum[r][v] += weight * column[v];
             }
         }
     }
-#pragma GCC unroll 32
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < COLUMNS; v++) store(acc + r * W + v * L, sum[r][v]);
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int v = 0; v < COLUMNS; v++) store(acc + r * W + v * L, sum[r][v]);
 }
 
 template <class R>

@@ -8,6 +8,9 @@
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+#if defined(NEURODE_NEON)
+#include <arm_neon.h>
+#endif
 
 #ifndef NEURODE_VECTOR_BYTES
 #define NEURODE_VECTOR_BYTES 16
@@ -17,9 +20,30 @@
 #endif
 #define INLINE inline __attribute__((always_inline))
 
+// Before a loop of few turns, known at compile time: write all of them out.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+// Numbers of two vectors by position, a's first. GCC has it under Clang's name from 12 on.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
+#endif
+
 namespace NEURODE_NAMESPACE {
 
 constexpr int VECTOR_BYTES = NEURODE_VECTOR_BYTES;
+
+// Whether the processor has 32 vector registers; otherwise 16.
+#if NEURODE_VECTOR_BYTES == 64 || defined(NEURODE_NEON)
+constexpr bool MANY_REGISTERS = true;
+#else
+constexpr bool MANY_REGISTERS = false;
+#endif
 
 template <class R> struct Types;
 template <> struct Types<float> {
@@ -112,6 +136,9 @@ template <class R> INLINE Vec<R> fused(Vec<R> a, Vec<R> b, Vec<R> c) {
 #elif NEURODE_VECTOR_BYTES == 32
     if constexpr (sizeof(R) == 4) return (Vec<R>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
     else return (Vec<R>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(NEURODE_NEON)
+    if constexpr (sizeof(R) == 4) return (Vec<R>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+    else return (Vec<R>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 #else
     return a * b + c;
 #endif
@@ -163,19 +190,19 @@ INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdi
     Eight r[8], s[8];
     for (int i = 0; i < 8; i++) r[i] = *reinterpret_cast<const EightLoose*>(from + i * step);
     for (int i = 0; i < 4; i++) {
-        s[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        s[2 * i + 1] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+        s[2 * i] = SHUFFLE(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        s[2 * i + 1] = SHUFFLE(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
     }
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < 2; j++) {
-            r[4 * i + 2 * j] = __builtin_shufflevector(s[4 * i + j], s[4 * i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
-            r[4 * i + 2 * j + 1] = __builtin_shufflevector(s[4 * i + j], s[4 * i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
+            r[4 * i + 2 * j] = SHUFFLE(s[4 * i + j], s[4 * i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[4 * i + 2 * j + 1] = SHUFFLE(s[4 * i + j], s[4 * i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
         }
     for (int i = 0; i < 4; i++) {
         *reinterpret_cast<EightLoose*>(to + i * to_step) =
-            __builtin_shufflevector(r[i], r[4 + i], 0, 1, 2, 3, 8, 9, 10, 11);
+            SHUFFLE(r[i], r[4 + i], 0, 1, 2, 3, 8, 9, 10, 11);
         *reinterpret_cast<EightLoose*>(to + (4 + i) * to_step) =
-            __builtin_shufflevector(r[i], r[4 + i], 4, 5, 6, 7, 12, 13, 14, 15);
+            SHUFFLE(r[i], r[4 + i], 4, 5, 6, 7, 12, 13, 14, 15);
     }
 }
 
@@ -183,12 +210,12 @@ INLINE void transpose_square(const double* from, ptrdiff_t step, double* to, ptr
     Four r[4], s[4];
     for (int i = 0; i < 4; i++) r[i] = *reinterpret_cast<const FourLoose*>(from + i * step);
     for (int i = 0; i < 2; i++) {
-        s[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 4, 2, 6);
-        s[2 * i + 1] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 1, 5, 3, 7);
+        s[2 * i] = SHUFFLE(r[2 * i], r[2 * i + 1], 0, 4, 2, 6);
+        s[2 * i + 1] = SHUFFLE(r[2 * i], r[2 * i + 1], 1, 5, 3, 7);
     }
     for (int i = 0; i < 2; i++) {
-        *reinterpret_cast<FourLoose*>(to + i * to_step) = __builtin_shufflevector(s[i], s[2 + i], 0, 1, 4, 5);
-        *reinterpret_cast<FourLoose*>(to + (2 + i) * to_step) = __builtin_shufflevector(s[i], s[2 + i], 2, 3, 6, 7);
+        *reinterpret_cast<FourLoose*>(to + i * to_step) = SHUFFLE(s[i], s[2 + i], 0, 1, 4, 5);
+        *reinterpret_cast<FourLoose*>(to + (2 + i) * to_step) = SHUFFLE(s[i], s[2 + i], 2, 3, 6, 7);
     }
 }
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import c_char_p, c_double, c_int64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+import neurode.fused
+from neurode._errors import InputError
 from neurode.fused.capture import CannotLower
 from neurode.fused.program import Program
 
-ABI = 1
+ABI = 2
+BUILD = "in a checkout type: make native; elsewhere install neurode again where there is a C++ compiler (neurode doctor says more)"
 INTEGERS = (
     "rows", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
     "joint", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
@@ -45,13 +49,53 @@ class Solve(ctypes.Structure):
 
 
 def candidates() -> list[Path]:
-    """Where the library may be: `NEURODE_NATIVE` first, then beside this file, then the build folder of a checkout."""
+    """Where the library may be: `NEURODE_NATIVE` alone where it is set; else the build of a checkout, then beside this file."""
     named = os.environ.get("NEURODE_NATIVE")
-    here = Path(__file__).resolve().parent
-    found = [Path(named)] if named else []
-    found += sorted(here.glob("_native*.so")) + sorted(here.glob("_native*.dylib")) + sorted(here.glob("_native*.dll"))
-    build = here.parents[2] / "build" / "native"
-    return found + sorted(build.glob("_native*.so")) + sorted(build.glob("_native*.dylib"))
+    if named:
+        return [Path(named)]
+    checkout = Path(__file__).resolve().parents[3]
+    folders = [checkout / "build" / "native"] if (checkout / "native" / "abi.h").exists() else []
+    folders += [Path(folder) for folder in neurode.fused.__path__]  # an editable install has two
+    return [path for folder in folders for kind in ("so", "dylib", "dll") for path in sorted(folder.glob(f"_native*.{kind}"))]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search for the library came to.
+
+    Attributes:
+        library: loaded and fitting, or None.
+        path: its file, or that of the last one that does not fit.
+        reason: why there is none.
+    """
+
+    library: Any
+    path: Path | None
+    reason: str
+
+
+@cache
+def search() -> Found:
+    """Load the first library that fits; once a process."""
+    failed = Found(None, None, f"the native library is not built; {BUILD}")
+    named = os.environ.get("NEURODE_NATIVE")
+    if named and not Path(named).is_file():
+        return Found(None, None, f"NEURODE_NATIVE names {named!r}, and there is no such file")
+    for path in candidates():
+        try:
+            made = ctypes.CDLL(str(path))
+            made.nd_abi.restype = c_int64
+            theirs = made.nd_abi()
+        except (OSError, AttributeError) as error:
+            failed = Found(None, path, f"the native library {path} cannot be loaded ({error}); {BUILD}")
+            continue
+        if theirs == ABI:
+            _declare(made)
+            if made.nd_sizeof_solve() == ctypes.sizeof(Solve):
+                return Found(made, path, "")
+        reason = f"the native library {path} is of another version of neurode (interface {theirs}, needed: {ABI}); {BUILD}"
+        failed = Found(None, path, reason)
+    return failed
 
 
 @cache
@@ -59,31 +103,45 @@ def library() -> Any:
     """The loaded library.
 
     Raises:
-        CannotLower: there is none, or it belongs to another version.
+        CannotLower: there is none that fits.
+        InputError: `NEURODE_ISA` names an instruction set that this machine does not have.
     """
-    for path in candidates():
-        if path.exists():
-            made = ctypes.CDLL(str(path))
-            _declare(made)
-            if made.nd_abi() != ABI or made.nd_sizeof_solve() != ctypes.sizeof(Solve):
-                raise CannotLower(f"the native library {path} belongs to another version of neurode; type make native")
-            return made
-    raise CannotLower("the native library is not built; type make native")
+    found = search()
+    if found.library is None:
+        raise CannotLower(found.reason)
+    isa()
+    return found.library
+
+
+def isas() -> list[str]:
+    """The instruction sets that the library has and this machine runs, the widest first; empty without a library."""
+    made = search().library
+    return made.nd_isas().decode().split(",") if made else []
+
+
+def isa() -> str:
+    """The instruction set in use; empty without a library.
+
+    Raises:
+        InputError: `NEURODE_ISA` names another than those of `isas()`.
+    """
+    made = search().library
+    taken = made.nd_isa().decode() if made else ""
+    if made and not taken:
+        names = ", ".join(isas())
+        raise InputError(f"NEURODE_ISA is {os.environ.get('NEURODE_ISA')!r}; this machine has: {names}. Unset it for the first.")
+    return taken
 
 
 def available() -> bool:
     """Whether the library can be loaded."""
-    try:
-        library()
-    except (CannotLower, OSError):
-        return False
-    return True
+    return search().library is not None
 
 
 def _declare(made: Any) -> None:
     pointers = lambda n: [c_void_p] * n
-    made.nd_abi.restype = made.nd_sizeof_solve.restype = c_int64
-    made.nd_isa.restype = made.nd_error.restype = c_char_p
+    made.nd_sizeof_solve.restype = c_int64
+    made.nd_isa.restype = made.nd_isas.restype = made.nd_error.restype = c_char_p
     made.nd_program_new.restype = c_void_p
     made.nd_program_new.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_int64]
     made.nd_program_free.argtypes = pointers(1)
@@ -149,4 +207,4 @@ class Trace:
             self.handle = 0
 
 
-__all__ = ["ABI", "Machine", "Solve", "Trace", "available", "library", "pointer"]
+__all__ = ["ABI", "Found", "Machine", "Solve", "Trace", "available", "isa", "isas", "library", "pointer", "search"]
