@@ -7,12 +7,16 @@ SEED ?= 0
 OUT ?= runs/spirals
 # Small operations on shared cores: one thread a test process is the fastest.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-# Where a C++ compiler is at hand, the tests include the native engine; elsewhere they name it among the skipped.
-NATIVE := $(if $(shell command -v $(CXX) 2>/dev/null),native)
+# The C++ compiler: $CXX, or the first that is there.
+ifeq ($(origin CXX),default)
+CXX := $(firstword $(foreach name,g++ c++ clang++,$(shell command -v $(name) 2>/dev/null)) none)
+endif
+# Where it compiles the native engine, demo and tests use that; elsewhere they run on the eager engine and say so.
+NATIVE := $(shell "$(CXX)" -std=c++17 -fsyntax-only -x c++ -include native/simd.h /dev/null 2>/dev/null && echo native)
 
-.PHONY: demo test check bench bench-engine docs native clean
+.PHONY: demo test check bench bench-engine docs native test-native test-engines check-install clean
 
-demo: .venv/.installed
+demo: .venv/.installed $(NATIVE)
 	$(BIN)/neurode spirals --out $(OUT) --seeds $(SEED)
 
 test: .venv/.dev $(NATIVE)
@@ -38,11 +42,33 @@ docs: .venv/.dev
 native: build/native/build.ninja
 	$(BIN)/ninja -C build/native --quiet
 
+# The engine by itself under address and undefined-behaviour sanitizers: every instruction on every instruction set of this
+# machine, then FUZZ seconds of random programs against a slow reference. SEED=... repeats a run.
+FUZZ ?= 60
+test-native: build/sanitized/build.ninja
+	$(BIN)/ninja -C build/sanitized --quiet
+	build/sanitized/tests/engine_tests --seconds $(FUZZ) --seed $(if $(filter file,$(origin SEED)),random,$(SEED))
+
+# The engine's tests on the other instruction sets of this machine, and all tests where there is no native library.
+test-engines: .venv/.dev native
+	for isa in $$($(BIN)/python -c "from neurode.fused import native; print(*native.isas()[1:])"); do \
+	  echo "NEURODE_ISA=$$isa"; NEURODE_ISA=$$isa $(TEST_ENV) $(BIN)/pytest -q -n 2 tests/native tests/fused || exit 1; done
+	echo "without the library"; NEURODE_NATIVE=none $(TEST_ENV) $(BIN)/pytest -q -n 2
+
+# What a stranger's machine does: wheel and source archive in a fresh environment, with and without a compiler.
+check-install: .venv/.dev
+	$(BIN)/python tests/install.py
+
 clean:
 	rm -rf .venv build dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-build/native/build.ninja: native/CMakeLists.txt | .venv/.dev
-	CXX="$(CXX)" $(BIN)/cmake -S native -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" --log-level=WARNING
+CONFIGURE = CXX="$(CXX)" $(BIN)/cmake -S native -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" --log-level=WARNING
+
+build/native/build.ninja: native/CMakeLists.txt | .venv/.native
+	$(CONFIGURE) -B build/native
+
+build/sanitized/build.ninja: native/CMakeLists.txt | .venv/.native
+	$(CONFIGURE) -B build/sanitized -DNEURODE_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Sanitize
 
 .venv/.torch:
 	$(PYTHON) -m venv .venv
@@ -50,8 +76,13 @@ build/native/build.ninja: native/CMakeLists.txt | .venv/.dev
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
+# `make native` builds the engine of a checkout, so that a change of it needs no new installation.
 .venv/.installed: .venv/.torch pyproject.toml CMakeLists.txt
-	$(BIN)/pip install --quiet --editable ".[all]"
+	$(BIN)/pip install --quiet --editable ".[all]" --config-settings=cmake.define.NEURODE_NATIVE=OFF
+	touch $@
+
+.venv/.native: .venv/.torch
+	$(BIN)/pip install --quiet --group native
 	touch $@
 
 # The libraries that the engine is compared with, in a step of their own.

@@ -1,6 +1,7 @@
 """neurode: networks without fixed depth, and the solvers that train them."""
 
 from neurode import methods, nn
+from neurode._doctor import Checkup, doctor
 from neurode._errors import FieldError, GradientError, InputError, NeurodeError, SolveError, UnknownOptionError
 from neurode._field import per_row
 from neurode._solution import EventRecord, RowStatus, Solution, Stats, Status
@@ -16,6 +17,7 @@ __all__ = [
     "PID",
     "ButcherTableau",
     "Callbacks",
+    "Checkup",
     "Continuous",
     "Discrete",
     "Event",
@@ -32,6 +34,7 @@ __all__ = [
     "Status",
     "UnknownOptionError",
     "__version__",
+    "doctor",
     "methods",
     "nn",
     "per_row",

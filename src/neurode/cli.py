@@ -42,7 +42,18 @@ def methods(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"spirals": spirals, "methods": methods}
+def doctor(arguments: Sequence[str]) -> int:
+    """Say what this machine gives neurode, and what to type for what it lacks."""
+    import neurode
+
+    if arguments:
+        print("neurode doctor takes no arguments.", file=sys.stderr)
+        return 2
+    print(neurode.doctor())
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"spirals": spirals, "methods": methods, "doctor": doctor}
 
 
 def usage() -> str:

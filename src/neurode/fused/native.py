@@ -18,7 +18,6 @@ from neurode.fused.capture import CannotLower
 from neurode.fused.program import Program
 
 ABI = 2
-BUILD = "in a checkout type: make native; elsewhere install neurode again where there is a C++ compiler (neurode doctor says more)"
 INTEGERS = (
     "rows", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
     "joint", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
@@ -48,15 +47,26 @@ class Solve(ctypes.Structure):
     _fields_ = [(name, _kind(name)) for name in FIELDS]
 
 
+def checkout() -> Path | None:
+    """The folder that this file was checked out into with the native sources; None where it is installed."""
+    root = Path(__file__).resolve().parents[3]
+    return root if (root / "native" / "abi.h").exists() else None
+
+
 def candidates() -> list[Path]:
     """Where the library may be: `NEURODE_NATIVE` alone where it is set; else the build of a checkout, then beside this file."""
     named = os.environ.get("NEURODE_NATIVE")
     if named:
         return [Path(named)]
-    checkout = Path(__file__).resolve().parents[3]
-    folders = [checkout / "build" / "native"] if (checkout / "native" / "abi.h").exists() else []
+    root = checkout()
+    folders = [root / "build" / "native"] if root else []
     folders += [Path(folder) for folder in neurode.fused.__path__]  # an editable install has two
-    return [path for folder in folders for kind in ("so", "dylib", "dll") for path in sorted(folder.glob(f"_native*.{kind}"))]
+    return [
+        path
+        for folder in folders
+        for kind in ("so", "dylib", "dll")
+        for path in sorted(folder.glob(f"_native*.{kind}"))
+    ]
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Found:
 @cache
 def search() -> Found:
     """Load the first library that fits; once a process."""
-    failed = Found(None, None, f"the native library is not built; {BUILD}")
+    failed = Found(None, None, "the native library is not built")
     named = os.environ.get("NEURODE_NATIVE")
     if named and not Path(named).is_file():
         return Found(None, None, f"NEURODE_NATIVE names {named!r}, and there is no such file")
@@ -87,13 +97,13 @@ def search() -> Found:
             made.nd_abi.restype = c_int64
             theirs = made.nd_abi()
         except (OSError, AttributeError) as error:
-            failed = Found(None, path, f"the native library {path} cannot be loaded ({error}); {BUILD}")
+            failed = Found(None, path, f"the native library {path} cannot be loaded ({error})")
             continue
         if theirs == ABI:
             _declare(made)
             if made.nd_sizeof_solve() == ctypes.sizeof(Solve):
                 return Found(made, path, "")
-        reason = f"the native library {path} is of another version of neurode (interface {theirs}, needed: {ABI}); {BUILD}"
+        reason = f"the native library {path} is of another version of neurode (interface {theirs}, needed: {ABI})"
         failed = Found(None, path, reason)
     return failed
 
@@ -108,7 +118,7 @@ def library() -> Any:
     """
     found = search()
     if found.library is None:
-        raise CannotLower(found.reason)
+        raise CannotLower(f"{found.reason}; `neurode doctor` says what to type")
     isa()
     return found.library
 
@@ -129,7 +139,9 @@ def isa() -> str:
     taken = made.nd_isa().decode() if made else ""
     if made and not taken:
         names = ", ".join(isas())
-        raise InputError(f"NEURODE_ISA is {os.environ.get('NEURODE_ISA')!r}; this machine has: {names}. Unset it for the first.")
+        raise InputError(
+            f"NEURODE_ISA is {os.environ.get('NEURODE_ISA')!r}; this machine has: {names}. Unset it for the first."
+        )
     return taken
 
 
@@ -207,4 +219,17 @@ class Trace:
             self.handle = 0
 
 
-__all__ = ["ABI", "Found", "Machine", "Solve", "Trace", "available", "isa", "isas", "library", "pointer", "search"]
+__all__ = [
+    "ABI",
+    "Found",
+    "Machine",
+    "Solve",
+    "Trace",
+    "available",
+    "checkout",
+    "isa",
+    "isas",
+    "library",
+    "pointer",
+    "search",
+]
