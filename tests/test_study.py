@@ -9,10 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
+import tyro
 from safetensors.torch import load_file
 
 from neurode import cli
@@ -116,10 +116,7 @@ def test_resumed_training_is_the_same_to_the_bit(tmp_path: pathlib.Path) -> None
         train._epoch = real
     resumed, again = train.train("ode-rk4", parts, 0)
     assert len(calls) == 2
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True)
-    )
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
+    _equal_trainings((model, record), (resumed, again))
 
 
 def test_weights_are_those_of_the_model(finished: pathlib.Path) -> None:
@@ -133,24 +130,78 @@ def test_other_settings_are_refused(finished: pathlib.Path, capsys: pytest.Captu
     options = [f"--{k.replace('_', '-')}={v}" for k, v in {**SMALL, "hidden": 8}.items()]
     assert cli.main(["spirals", "--out", str(finished), *options]) == 2
     assert "'hidden': 16" in capsys.readouterr().err
+    assert json.loads((finished / "settings.json").read_text())["hidden"] == 16, "a refused run must leave no trace"
 
 
-def test_killed_process_resumes(tmp_path: pathlib.Path) -> None:
-    """SIGKILL loses at most the epochs since the last checkpoint, and nothing of what was saved."""
-    code = (
-        "from neurode.studies.spirals import Settings, train; import pathlib, sys\n"
-        f"train.SAVE_EVERY = 1; settings = Settings(out=pathlib.Path(sys.argv[1]), **{ {**SMALL, 'epochs': 400} })\n"
-        "train.train('ode-euler', settings, 0)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "checkpoints" / "ode-euler-0.pt"
-    for _ in range(600):
-        if checkpoint.exists() or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    assert torch.load(checkpoint, weights_only=True)["record"]["epoch"] >= 1
+def test_page_says_how_to_make_it_again(finished: pathlib.Path) -> None:
+    command = re.search(r"<code>(neurode spirals[^<]*)</code>", (finished / "report.html").read_text())
+    assert command is not None
+    again = tyro.cli(Settings, args=command[1].split()[2:])
+    assert again.as_json() == Settings(seeds=(0, 1), **SMALL).as_json()
+
+
+def test_folder_that_cannot_be_made(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["spirals", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+# A child process that trains, and stops still at the point to be killed at: `stand_still` never returns.
+CHILD = """
+import pathlib, sys, time
+import torch
+from neurode.studies.spirals import Settings, train
+
+def stand_still(*_):
+    print("here", flush=True)
+    time.sleep(600)
+
+def at_call(number, function, then):
+    calls = iter(range(1, number + 1))
+    return lambda *args: then(*args) if next(calls) == number else function(*args)
+
+train.SAVE_EVERY = 2
+torch.set_num_threads(1)
+{place}
+train.train({model!r}, Settings(out=pathlib.Path(sys.argv[1]), **{settings}), 0)
+"""
+PLACES = {
+    # The tenth update of twelve: epoch 4 is saved, epoch 5 half done, its gradient not yet formed.
+    "between forward and backward": "train.evaluations = at_call(10, train.evaluations, stand_still)",
+    # The second checkpoint: half of it is on the disk.
+    "half a checkpoint": (
+        "save = torch.save\n"
+        "torch.save = at_call(2, save, lambda state, file: (file.write(b'half'), file.flush(), stand_still()))"
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_process_resumes_bit_for_bit(place: str, tmp_path: pathlib.Path) -> None:
+    """SIGKILL, in the middle of an update and in the middle of writing: what follows equals a run that was never killed."""
+    settings = {**SMALL, "epochs": 6}
+    code = CHILD.format(place=PLACES[place], model="ode-rk4", settings=settings)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"here\n"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    saved = torch.load(train.checkpoint(Settings(out=out), "ode-rk4", 0), weights_only=True)["record"]
+    assert saved["epoch"] == {"between forward and backward": 4, "half a checkpoint": 2}[place]
+
+    torch.set_num_threads(1)
+    model, record = train.train("ode-rk4", Settings(out=tmp_path / "whole", **settings), 0)
+    resumed, again = train.train("ode-rk4", Settings(out=out, **settings), 0)
+    assert record["epoch"] == again["epoch"] == 6 and record["evaluations"] == again["evaluations"] == 6 * 2 * 4 * 4
+    _equal_trainings((model, record), (resumed, again))
+
+
+def _equal_trainings(one: tuple, other: tuple) -> None:
+    """Equal weights, losses and counts, to the bit; the seconds may differ."""
+    pairs = zip(one[0].state_dict().values(), other[0].state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert {k: v for k, v in one[1].items() if k != "seconds"} == {k: v for k, v in other[1].items() if k != "seconds"}
 
 
 def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:

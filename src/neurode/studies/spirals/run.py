@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 import neurode
+from neurode._errors import InputError
 from neurode.data import bayes_accuracy
 from neurode.studies.spirals import depth, flows, pictures, solvers, story
 from neurode.studies.spirals.models import Classifier, accuracy
 from neurode.studies.spirals.settings import MODELS, Settings
-from neurode.studies.spirals.train import test_data, train, training_data
+from neurode.studies.spirals.train import refuse_other, test_data, train, training_data
 
 NUM_SHOWN = 160  # points whose trajectories are drawn
 
@@ -36,7 +37,8 @@ def run(settings: Settings) -> pathlib.Path:
     """
     torch.set_num_threads(settings.threads)
     started = time.perf_counter()
-    (settings.out / "figures").mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.out)
+    refuse_other(settings)
     _write(settings.out / "settings.json", settings.as_json())
     trained = {seed: {name: train(name, settings, seed) for name in MODELS} for seed in settings.seeds}
     results = measure(trained, settings)
@@ -48,13 +50,20 @@ def run(settings: Settings) -> pathlib.Path:
     footer = (
         f"neurode {neurode.__version__}, torch {torch.__version__}, Python {platform.python_version()},"
         f" {settings.threads} thread(s),"
-        f" {results['seconds_in_all']:.0f} s in the run that wrote this page. `settings.json`"
-        " reproduces it: `neurode spirals`."
+        f" {results['seconds_in_all']:.0f} s in the run that wrote this page. To make it again: `{settings.command()}`"
+        " (all settings are in `settings.json`, all numbers in `results.json`)."
     )
     report = settings.out / "report.html"
     _write(report, page.render(footer))
     print(summary(results), report, sep="\n")
     return report
+
+
+def _make_folder(out: pathlib.Path) -> None:
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}. Give another --out.") from error
 
 
 def _write(path: pathlib.Path, text: str) -> None:

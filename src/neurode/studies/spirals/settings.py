@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shlex
 from dataclasses import asdict, dataclass, fields
 
 from neurode._errors import InputError
@@ -59,6 +60,16 @@ class Settings:
         """The settings that reproduce a run; the folder is not one of them."""
         values = {name: value for name, value in asdict(self).items() if name != "out"}
         return json.dumps(values, indent=2) + "\n"
+
+    def command(self) -> str:
+        """What to type for this run; settings at their default are left out."""
+        words = ["neurode", "spirals"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "out" and value != field.default:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+        return shlex.join(words)
 
     def training_key(self) -> dict[str, object]:
         """What a checkpoint depends on: one made under other values must not be continued."""

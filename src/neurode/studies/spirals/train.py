@@ -77,7 +77,7 @@ def train(name: str, settings: Settings, seed: int) -> tuple[Classifier, dict[st
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    path = settings.out / "checkpoints" / f"{name}-{seed}.pt"
+    path = checkpoint(settings, name, seed)
     record = _load(path, parts, settings) or {"epoch": 0, "updates": 0, "evaluations": 0, "seconds": 0.0, "losses": []}
     bar = progress(total=settings.epochs, initial=record["epoch"], desc=f"{LABELS[name]}, seed {seed}", unit="epoch")
     with bar, stop_on_ctrl_c() as flag:
@@ -121,16 +121,34 @@ def _epoch(
     return total / len(points)
 
 
+def checkpoint(settings: Settings, name: str, seed: int) -> pathlib.Path:
+    """Where a training is kept."""
+    return settings.out / "checkpoints" / f"{name}-{seed}.pt"
+
+
 def _save(path: pathlib.Path, parts: dict[str, Any], record: dict[str, Any], settings: Settings) -> None:
     """Write a checkpoint whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: part.state_dict() for name, part in parts.items()}
     temporary = path.with_suffix(".tmp")
-    torch.save({"key": settings.training_key(), "record": record, **state}, temporary)
+    with temporary.open("wb") as file:
+        torch.save({"key": settings.training_key(), "record": record, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())  # the new name must not reach the disk before what it names
     os.replace(temporary, path)
 
 
 def _load(path: pathlib.Path, parts: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
+    saved = _read(path, settings)
+    if saved is None:
+        return None
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return saved["record"]
+
+
+def _read(path: pathlib.Path, settings: Settings) -> dict[str, Any] | None:
+    """A checkpoint of these settings, or None where there is none yet."""
     if not path.exists():
         return None
     saved = torch.load(path, weights_only=True)
@@ -141,6 +159,10 @@ def _load(path: pathlib.Path, parts: dict[str, Any], settings: Settings) -> dict
             f"{path.parent.parent} holds a training with {other}, not { ({n: wanted[n] for n in other}) }. Give those settings"
             " to continue it, or another --out."
         )
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    return saved["record"]
+    return saved
+
+
+def refuse_other(settings: Settings) -> None:
+    """Refuse a folder with trainings under other settings, before anything in it is touched."""
+    for path in sorted((settings.out / "checkpoints").glob("*.pt")):
+        _read(path, settings)
