@@ -1,6 +1,6 @@
 """neurode: networks without fixed depth, and the solvers that train them."""
 
-from neurode import methods, nn
+from neurode import methods, nn, regularizers
 from neurode._doctor import Checkup, doctor
 from neurode._errors import FieldError, GradientError, InputError, NeurodeError, SolveError, UnknownOptionError
 from neurode._field import per_row
@@ -38,5 +38,6 @@ __all__ = [
     "methods",
     "nn",
     "per_row",
+    "regularizers",
     "solve",
 ]

@@ -18,6 +18,7 @@ from neurode._solution import Status
 from neurode._state import unreadable
 from neurode.control import standins
 from neurode.output import compact, joint, rows
+from neurode.output.estimates import Estimates
 from neurode.output.events import Events
 from neurode.stepping import COUPLED, Step, stepper
 
@@ -35,6 +36,7 @@ class Outcome:
         pieces: the interpolants, where `dense` was asked for.
         num_saved: accepted steps saved per row with `t_eval="steps"`.
         events: what the events recorded.
+        estimates: sums over the accepted steps, by name.
     """
 
     y1: Tensor
@@ -48,6 +50,7 @@ class Outcome:
     pieces: Any = None
     num_saved: Any = None
     events: Any = ()
+    estimates: Any = None
 
 
 def integrate(problem: Problem) -> Outcome:
@@ -73,6 +76,7 @@ def integrate_joint(problem: Problem) -> Outcome:
     events, watch = joint_events(problem, pace), control.watch(problem)
     coupled = problem.method.kind in COUPLED
     carry = first_carry(pace, field, y, coupled)
+    estimates = Estimates(problem, stepping) if problem.estimates else None
     while pace.running:
         if watch is not None:
             watch.before(pace.interval, y)
@@ -83,6 +87,8 @@ def integrate_joint(problem: Problem) -> Outcome:
         if not pace.accepted:
             carry = step.restart
             continue
+        if estimates is not None:
+            estimates.joint(step)
         piece: Any = None
         carry, catch = step.carry, None
         if events is not None or (sinks and any(sink.wants(pace.t) for sink in sinks)):
@@ -103,6 +109,7 @@ def integrate_joint(problem: Problem) -> Outcome:
             carry = None
     pace.finish(y)
     outcome = joint_outcome(problem, pace, y, saver, pieces, field.num_calls - calls)
+    outcome = outcome if estimates is None else replace(outcome, estimates=estimates.totals)
     return outcome if events is None else replace(outcome, events=events.records(problem.y0))
 
 
@@ -183,6 +190,7 @@ def integrate_rows(problem: Problem) -> Outcome:
     events = Events(problem, problem.t0.detach(), (problem.t1 - problem.t0).detach().abs()) if problem.events else None
     coupled = problem.method.kind in COUPLED
     carry = first_carry(pace, field, y, coupled)
+    estimates = Estimates(problem, stepping) if problem.estimates else None
     may_compact = problem.compact is not False and not problem.dense and pace.can_compact
     while pace.running:
         calls = field.num_calls
@@ -198,6 +206,8 @@ def integrate_rows(problem: Problem) -> Outcome:
         outputs.take(pace, piece)
         if problem.recorder is not None:
             problem.recorder.rows(pace, step)
+        if estimates is not None:
+            estimates.rows(pace, step)
         pace.count(field.num_calls - calls)
         y, carry = advance(pace.accepted, step, ahead, y)
         if catch is not None:
@@ -222,6 +232,7 @@ def integrate_rows(problem: Problem) -> Outcome:
     pace.finish(final.y)
     field.take(None)
     outcome = rows_outcome(problem, pace, outputs, final.y)
+    outcome = outcome if estimates is None else replace(outcome, estimates=estimates.totals)
     return outcome if events is None else replace(outcome, events=events.records(problem.y0))
 
 

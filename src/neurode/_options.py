@@ -11,9 +11,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from neurode import methods
-from neurode._errors import InputError
+from neurode._errors import InputError, UnknownOptionError, did_you_mean
 from neurode._state import Layout, number
 from neurode.control.fixed import grid_of_size, grid_of_steps
+from neurode.output.estimates import NAMES, estimated
 
 
 def choose_method(method: Any, fixed: bool, rtol: Any) -> tuple[Any, str]:
@@ -203,6 +204,31 @@ def _pack_tolerance(name: str, value: Any, layout: Layout, y0: Tensor) -> Tensor
 def layout_real(layout: Layout) -> torch.dtype:
     """The real dtype of a state."""
     return layout.dtype.to_real()
+
+
+def read_estimates(estimates: Any, method: Any) -> tuple[str, ...]:
+    """The names of the estimates that a solve sums over its steps.
+
+    Args:
+        estimates: a name, or several.
+        method: the method of the solve.
+
+    Raises:
+        UnknownOptionError: there is no such estimate.
+        InputError: the method's steps do not hold it.
+    """
+    names = (estimates,) if isinstance(estimates, str) else tuple(estimates)
+    for name in names:
+        if name not in NAMES:
+            raise UnknownOptionError(
+                f"estimates={name!r}.{did_you_mean(str(name), NAMES)} There are: {', '.join(NAMES)}."
+            )
+        if not estimated(name, method):
+            able = [other.name for other in methods.METHODS.values() if estimated(name, other)]
+            raise InputError(
+                f"the steps of {method.name!r} hold no estimate of {name!r}; those of {', '.join(able)} do."
+            )
+    return names
 
 
 def rms(x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Problem:
         compact: whether rows that are done may leave the batch (None: where a probe shows that it is safe).
         callbacks: functions called at steps, by name.
         recorder: what notes accepted steps for a gradient strategy that goes back over them.
+        estimates: names of the estimates to sum over the accepted steps, see `output/estimates.py`.
         memory: bytes that may be kept for the backward pass; None where the user did not say.
         retape: whether a derivative that a strategy does not give is computed by solving again on PyTorch's tape.
     """
@@ -70,6 +71,7 @@ class Problem:
     callbacks: Any = None
     options: Any = None
     recorder: Any = None
+    estimates: tuple[str, ...] = ()
     memory: int | None = None
     retape: bool = False
 

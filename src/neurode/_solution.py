@@ -131,6 +131,10 @@ class Solution:
         events: one `EventRecord` an event.
         aux: auxiliary outputs of `f` at `ts`, where `has_aux=True`.
         integrals: running integrals at `ts`, where `integrate=` was given.
+        local_error: with `estimates="local_error"`, the sum over the accepted steps of `|error| |h|`, RMS norm, not scaled by
+            tolerances: 0-d, or `(rows,)`; differentiable.
+        stiffness: with `estimates="stiffness"`, the sum of `|f(t, a) - f(t, b)| / |a - b|` over two stages at one time of
+            each accepted step, likewise.
         num_saved: accepted steps saved per row, with `t_eval="steps"`.
     """
 
@@ -143,6 +147,8 @@ class Solution:
     events: tuple[EventRecord, ...] = ()
     aux: Any = None
     integrals: Any = None
+    local_error: Tensor | None = None
+    stiffness: Tensor | None = None
     num_saved: int | Tensor | None = None
     interpolant: Callable[..., Any] | None = field(default=None, repr=False)
 

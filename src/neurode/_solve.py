@@ -55,6 +55,7 @@ def solve(
     save: Callable[..., Any] | None = None,
     integrate: Callable[..., Any] | None = None,
     steer_integrals: bool = False,
+    estimates: str | tuple[str, ...] = (),
     has_aux: bool = False,
     max_steps: int = 100_000,
     on_failure: str = "raise",
@@ -101,8 +102,11 @@ def solve(
         save: `save(t, y, *args)` returns what to keep of an output (a tensor or pytree of tensors) in place of the state;
             `ys` then holds that, time first.
         integrate: `integrate(t, y, *args)` returns what to integrate over time along the solution (a tensor or pytree of
-            tensors, with rows `(rows, ...)`); `solution.integrals` holds the integrals from t0 to each of `ts`.
+            tensors, with rows `(rows, ...)`); `solution.integrals` holds the integrals from t0 to each of `ts`. Or a regularizer
+            such as `neurode.regularizers.kinetic_energy()`, or a dict, list or tuple of either.
         steer_integrals: whether the errors of the integrals count in the choice of steps.
+        estimates: `"local_error"`, `"stiffness"` or both: what the accepted steps themselves estimate, summed in
+            `solution.local_error` and `solution.stiffness` (Pal et al. 2021); differentiable with `gradient="autograd"`.
         has_aux: `f` returns `(dy, aux)`; `solution.aux` holds aux at `ts` (one more evaluation of `f` for each).
         max_steps: attempted steps at most (per row).
         on_failure: `"raise"`, or `"nan"` to return NaN in failed rows and leave the rest untouched.
@@ -169,6 +173,7 @@ def solve(
         max_steps=max_steps,
         compact=compact,
         callbacks=_callbacks(callbacks, chosen, layout),
+        estimates=_options.read_estimates(estimates, chosen),
         memory=gradients.read_memory(memory, layout.device),
     )
     integrals = None
@@ -313,6 +318,7 @@ def _solution_of(problem: Problem, outcome: Outcome, stats: Stats) -> Solution:
         num_saved=outcome.num_saved,
         events=outcome.events,
         interpolant=_interpolant(problem, outcome),
+        **outcome.estimates or {},
     )
 
 

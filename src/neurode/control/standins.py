@@ -50,9 +50,10 @@ def solve_without(problem: Any, outcome: Any, gone: Tensor, integrate: Callable[
     problem.field.num_calls = field.num_calls
     wide = gone[:, None]
     events = tuple(_masked(record, gone) for record in again.events)
+    estimates = again.estimates and {k: torch.where(gone, torch.nan, v) for k, v in again.estimates.items()}
     return replace(
         outcome, y1=torch.where(wide, torch.nan, again.y1), ys=torch.where(wide, torch.nan, again.ys), events=events,
-        pieces=again.pieces, ts=again.ts, t1=torch.where(gone, outcome.t1, again.t1),
+        pieces=again.pieces, estimates=estimates, ts=again.ts, t1=torch.where(gone, outcome.t1, again.t1),
     )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def unsuitable(problem: Problem) -> str:
         "t_eval='steps'": isinstance(problem.t_eval, str),
         "save=": problem.save is not None,
         "callbacks": problem.callbacks is not None,
+        "estimates=": problem.estimates,
         "step_at= or jump_at=": len(problem.step_at) or len(problem.jump_at),
     }
     return next((name for name, value in used.items() if value), "")

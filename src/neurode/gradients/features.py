@@ -45,6 +45,11 @@ FEATURES = (
     Feature("dense", lambda p: p.dense, lambda p: "dense=True"),
     Feature("steps", lambda p: isinstance(p.t_eval, str), lambda p: "t_eval='steps'"),
     Feature("rows", lambda p: p.per_row, lambda p: "rows with steps of their own (batch_dim=0)"),
+    Feature(
+        "estimates",
+        lambda p: bool(p.estimates),
+        lambda p: "estimates= over all steps (neurode.regularizers.random_step estimates at one, under every strategy)",
+    ),
     Feature("adams", lambda p: p.method.kind == "adams", lambda p: f"the multistep method {p.method.name!r}"),
     Feature("coupled", lambda p: p.method.kind == "reversible", lambda p: f"the coupling {p.method.name!r}"),
     Feature("symplectic", lambda p: p.method.kind == "symplectic", lambda p: f"the splitting method {p.method.name!r}"),
