@@ -1,133 +1,350 @@
-"""Gradients: time, memory and error of every strategy, on one problem in one run.
+"""Gradients beside their peers: time, memory and error of every strategy and of every peer's, on one trained field in one run.
 
-The problem is the spiral field's size, batch 128, RK4 on equal steps. Times are medians of repeated forward and backward
-passes, the candidates in turn; memory is the peak of live tensor storage, less what lived before.
+    python benchmarks/gradients.py [--peers] [--small] [--out gradients.json] [--plots docs/images]
 
-    python benchmarks/gradients.py [--peers]
+The field is that of the spiral classifier, trained for a moment, since an untrained one flatters the adjoint; batch 128,
+float32, one thread for everybody. Times are medians of interleaved forward and backward passes. Memory is the peak of live
+tensor storage, less what lived before; of JAX, which runs no operations of PyTorch's, the temporaries of the compiled
+program as XLA plans them. Errors are shares of the gradient's norm: "own" against the exact gradient of the same library's
+numbers in float64 (of one tolerance or grid), "true" against the gradient of the solved equation.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
+import json
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import contest
+import peers
 import torch
-from torch import Tensor
+from contest import Candidate
+from problems import Problem, spiral
+from torch import Tensor, nn
 
 import neurode
+from neurode.data import spirals
 from neurode.report.memory import peak_memory
 
-BATCH, REPEATS = 128, 7
+STEPS, SWEEP = 100, (20, 40, 80, 160, 320, 640, 1280, 2560)
+TOLERANCE, SPAN = 1e-5, (0.0, 1.0)
+CHECKPOINTS = 16
 
 
-def problem(dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, Tensor]:
-    """A field of the spiral classifier's shape, far from its initial zeros, and a batch of states."""
+@dataclass(frozen=True)
+class Found:
+    """What one candidate needed, and how far off its gradient is.
+
+    Attributes:
+        milliseconds: forward and backward.
+        kilobytes: peak memory, or None where nothing tells.
+        own, true: errors, or None where there is nothing exact to compare with.
+        evaluations: of `f`, forward and backward, where they are counted.
+    """
+
+    milliseconds: float
+    kilobytes: float | None
+    own: float | None
+    true: float | None
+    evaluations: int | None = None
+
+
+# ---- the problem
+
+
+def trained(hidden: int = 64, iterations: int = 150) -> Problem:
+    """The spiral field and a batch of its states, after some training of the whole classifier."""
+    problem = spiral(128, hidden, steps=STEPS, gradients=True, span=SPAN)
+    field: Any = problem.field
     torch.manual_seed(0)
-    field = neurode.nn.MLP(6, (64, 64), zero_init=False).to(dtype)
-    return field, torch.randn(BATCH, 6, dtype=dtype)
+    lift, head = nn.Linear(2, 6), nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 2))
+    points, labels = spirals(1024, generator=torch.Generator().manual_seed(0))
+    weights = [*field.parameters(), *lift.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(weights, lr=1e-2)
+    for i in range(iterations):
+        chosen = slice(128 * (i % 8), 128 * (i % 8) + 128)
+        y1 = neurode.solve(field, lift(points[chosen]), SPAN, method="rk4", steps=20, engine="eager").y1
+        loss = nn.functional.cross_entropy(head(y1), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"the field, trained: loss {loss.item():.3f}", flush=True)  # pyrefly: ignore[unbound-name]
+    with torch.no_grad():
+        return replace(problem, y0=lift(points[:128]).clone())
 
 
-def passes(field: torch.nn.Module, y0: Tensor, steps: int, gradient: Any, method: Any = "rk4") -> Callable[[], Any]:
-    """One forward and backward pass."""
-
-    def run() -> tuple[Tensor, ...]:
-        y1 = neurode.solve(field, y0, (0.0, 2.0), method=method, steps=steps, gradient=gradient).y1
-        return torch.autograd.grad(y1.square().mean(), list(field.parameters()))
-
-    return run
+# ---- the candidates
 
 
-def median_times(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that a slow spell meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(REPEATS):
-        for name, run in runs.items():
-            gc.collect()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def ours(problem: Problem, gradient: Any, **asked: Any) -> Candidate:
+    """One of our strategies on the eager engine, or what else is asked for."""
+    y0 = problem.y0.clone().requires_grad_()
+    how: dict[str, Any] = {"engine": "eager", "gradient": gradient, "method": problem.method, **asked}
+    how |= {"steps": problem.steps} if problem.steps else {"rtol": problem.tolerance, "atol": problem.tolerance}
+    how |= {"batch_dim": 0} if problem.per_sample else {}
+    kept: list[Any] = [None]
+
+    def run() -> list[Tensor]:
+        solution = neurode.solve(problem.field, y0, problem.span, **how)
+        kept[0] = solution.stats
+        loss = solution.y1.square().mean()
+        return list(torch.autograd.grad(loss, [y0, *problem.parameters]))
+
+    candidate = Candidate(run, _vector)
+    object.__setattr__(candidate, "stats", kept)
+    return candidate
 
 
-def strategies(steps: int) -> dict[str, Any]:
-    """The strategies by the names that they are reported under."""
-    root = round(steps**0.5)
+def _vector(grads: list[Tensor]) -> list[Tensor]:
+    return [torch.cat([g.reshape(-1) for g in grads])]
+
+
+def strategies(steps: int | None) -> dict[str, Any]:
+    """Ours by the names that they are reported under."""
+    root = round(steps**0.5) if steps else CHECKPOINTS
     return {
         "autograd": "autograd",
         "discrete": "discrete",
-        "discrete, alive='stage'": neurode.Discrete(alive="stage"),
-        f"discrete, checkpoints={root}": neurode.Discrete(checkpoints=root),
+        "discrete, one stage alive": neurode.Discrete(alive="stage"),
+        f"discrete, {root} checkpoints": neurode.Discrete(checkpoints=root),
+        "reversible": "reversible",
         "continuous": "continuous",
     }
 
 
-def torchdiffeq_adjoint(field: torch.nn.Module, y0: Tensor, steps: int) -> Callable[[], Any]:
-    """torchdiffeq's adjoint on the same problem."""
-    from torchdiffeq import odeint_adjoint
-
-    times, options = torch.tensor([0.0, 2.0], dtype=y0.dtype), {"step_size": 2.0 / steps, "perturb": False}
-
-    def run() -> tuple[Tensor, ...]:
-        # torchdiffeq's "rk4" is the 3/8 rule: as many evaluations, another method of order 4.
-        y1 = odeint_adjoint(field, y0, times, method="rk4", options=options)[-1]
-        return torch.autograd.grad(y1.square().mean(), list(field.parameters()))
-
-    return run
+def torchdiffeq(problem: Problem, adjoint: bool) -> Candidate:
+    """torchdiffeq, backpropagated or by its adjoint. Its "rk4" is the 3/8 rule: as many evaluations, another method."""
+    base = peers.torchdiffeq(problem, adjoint=adjoint)
+    return Candidate(base.run, lambda found: _vector(found[1:]), base.note)
 
 
-def relative(grads: Any, exact: Any) -> float:
-    """The error of a gradient, as a share of its norm."""
-    off = torch.cat([(g - e).flatten() for g, e in zip(grads, exact, strict=True)]).norm()
-    return (off / torch.cat([e.flatten() for e in exact]).norm()).item()
+class _Rows(nn.Module):
+    """The field as torchode calls it: times `(rows,)`, or one row within its own `vmap`."""
+
+    def __init__(self, field: nn.Module) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.field(t.unsqueeze(-1), y)
 
 
-def report_times(steps: int, peers: bool) -> None:
-    """Time and error at one number of steps."""
-    field, y0 = problem()
-    runs = {name: passes(field, y0, steps, gradient) for name, gradient in strategies(steps).items()}
-    if peers:
-        runs["torchdiffeq adjoint (3/8 rule)"] = torchdiffeq_adjoint(field, y0, steps)
-    exact, times = runs["autograd"](), median_times(runs)
-    print(f"RK4, {steps} steps, batch {BATCH}, float32, {torch.get_num_threads()} thread(s)")
-    for name, seconds in times.items():
-        ratio, error = seconds / times["autograd"], relative(runs[name](), exact)
-        print(f"  {name:34s} {1e3 * seconds:8.1f} ms  {ratio:5.2f}x  gradient off by {error:.1e}")
+def torchode(problem: Problem, adjoint: str) -> Candidate:
+    """torchode: every row its own step."""
+    import torchode as to
+
+    rows, dtype = len(problem.y0), problem.y0.dtype
+    start, end = (torch.full((rows,), t, dtype=dtype) for t in problem.span)
+    term: Any = to.ODETerm(_Rows(copy.deepcopy(problem.field)))
+    step = to.Dopri5(term=term)
+    control = to.IntegralController(atol=problem.tolerance, rtol=problem.tolerance, term=term)
+    solver: Any = to.AutoDiffAdjoint(step, control)
+    if adjoint != "autodiff":
+        kind = {"backsolve": to.BacksolveAdjoint, "joint backsolve": to.JointBacksolveAdjoint}[adjoint]
+        solver = kind(term, step, control)
+    y0, parameters = problem.y0.clone().requires_grad_(), list(term.parameters())
+
+    def run() -> list[Tensor]:
+        asked = to.InitialValueProblem(y0=y0, t_start=start, t_end=end, t_eval=end[:, None])
+        y1 = solver.solve(asked).ys[:, -1]
+        return list(torch.autograd.grad(y1.square().mean(), [y0, *parameters]))
+
+    return Candidate(run, _vector)
 
 
-def report_memory() -> None:
-    """Peak live storage against the number of steps."""
-    field, y0 = problem()
-    kinds = {**strategies(256), "discrete, checkpoints=16": neurode.Discrete(checkpoints=16)}
-    kinds.pop("discrete, alive='stage'")
-    print("peak live storage, KB")
-    for name, gradient in kinds.items():
-        peaks = [peak_memory(passes(field, y0, steps, gradient)) / 1e3 for steps in (20, 80, 320, 1280, 2560)]
-        print(f"  {name:34s} " + " ".join(f"{peak:10.0f}" for peak in peaks))
+def diffrax(problem: Problem, adjoint: str) -> Candidate:
+    """diffrax under `jax.jit`, by the adjoint that it recommends or by solving back; with `.compiled` for its memory."""
+    import diffrax as dfx
+    import jax
+    import jax.numpy as jnp
+
+    y0, theta = peers._to_jax(problem.y0), [peers._to_jax(p) for p in problem.parameters]
+    t0, t1 = (jnp.asarray(t, y0.dtype) for t in problem.span)
+    term, solver = dfx.ODETerm(problem.jax_field), {"rk4": peers._rk4, "dopri5": dfx.Dopri5}[problem.method]()
+    control: Any = dfx.ConstantStepSize()
+    h0 = (t1 - t0) / problem.steps if problem.steps else None
+    if not problem.steps:
+        control = dfx.PIDController(rtol=problem.tolerance, atol=problem.tolerance)
+
+    def integrate(y: Any, theta: Any, most: int) -> Any:
+        how = dfx.RecursiveCheckpointAdjoint(checkpoints=_checkpoints(adjoint, most)) if adjoint != "backsolve" else None
+        how = how or dfx.BacksolveAdjoint()
+        one = lambda x: dfx.diffeqsolve(
+            term, solver, t0, t1, h0, x, theta, stepsize_controller=control, max_steps=most, adjoint=how
+        )
+        return jax.vmap(one)(y) if problem.per_sample else one(y)
+
+    most = (problem.steps or 0) + 1
+    if not problem.steps:
+        counted = jax.jit(lambda y, theta: integrate(y, theta, 4096).stats["num_steps"])(y0, theta)
+        most = int(counted.max()) + 1
+        most = 4 * most if adjoint == "backsolve" else most  # the same bound holds for the way back
+    loss = lambda y, theta: jnp.mean(integrate(y, theta, most).ys ** 2)
+    jitted = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(y0, theta).compile()
+
+    def read(found: Any) -> list[Tensor]:
+        return _vector([peers._from_jax(found[0]), *(peers._from_jax(x) for x in found[1])])
+
+    candidate = Candidate(lambda: jax.block_until_ready(jitted(y0, theta)), read)
+    object.__setattr__(candidate, "compiled", jitted)
+    return candidate
 
 
-def report_rounding() -> None:
-    """The exact strategies against the tape, in both precisions."""
-    for dtype in (torch.float64, torch.float32):
-        field, y0 = problem(dtype)
-        exact = passes(field, y0, 100, "autograd")()
-        for name in ("discrete",):
-            error = relative(passes(field, y0, 100, name)(), exact)
-            print(f"{name} against autograd, 100 steps, {dtype}: {error:.1e} of the gradient's norm")
+def _checkpoints(adjoint: str, most: int) -> int | None:
+    """As many as there are steps, so that nothing is computed again, or its default: some 2 sqrt(steps)."""
+    return most if adjoint == "all checkpoints" else None
+
+
+def others(problem: Problem) -> dict[str, Callable[[], Candidate]]:
+    """Every peer's gradient that there is for a problem."""
+    made: dict[str, Callable[[], Candidate]] = {}
+    if peers.installed("torchdiffeq"):
+        made["torchdiffeq backpropagation"] = lambda: torchdiffeq(problem, False)
+        made["torchdiffeq adjoint"] = lambda: torchdiffeq(problem, True)
+    if peers.installed("torchode") and not problem.steps:
+        made["torchode autodiff"] = lambda: torchode(problem, "autodiff")
+        made["torchode backsolve"] = lambda: torchode(problem, "joint backsolve")
+    if peers.installed("diffrax"):
+        made["diffrax, all checkpoints"] = lambda: diffrax(problem, "all checkpoints")
+        made["diffrax, default checkpoints"] = lambda: diffrax(problem, "default")
+        made["diffrax backsolve"] = lambda: diffrax(problem, "backsolve")
+    return made
+
+
+# ---- what is measured
+
+
+def memory(candidate: Candidate) -> float:
+    """Peak kilobytes."""
+    compiled = getattr(candidate, "compiled", None)
+    if compiled is not None:
+        return compiled.memory_analysis().temp_size_in_bytes / 1e3
+    return peak_memory(candidate.run) / 1e3
+
+
+def median_times(candidates: dict[str, Candidate], rounds: int) -> dict[str, float]:
+    """Median milliseconds, the candidates in turn so that a slow spell meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for candidate in candidates.values():
+        candidate.run()
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            gc.collect()
+            start = time.perf_counter()
+            candidate.run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def exact(problem: Problem, **changes: Any) -> Tensor:
+    """The gradient of a problem in float64 on the tape."""
+    fine = replace(problem, field=copy.deepcopy(problem.field).double(), y0=problem.y0.double(), **changes)
+    candidate = ours(fine, "autograd")
+    return candidate.read(candidate.run())[0]
+
+
+def own(name: str, problem: Problem) -> Tensor | None:
+    """The exact gradient of a library's own numbers in float64, where it can be had."""
+    fine = replace(problem, field=copy.deepcopy(problem.field).double(), y0=problem.y0.double())
+    if name == "reversible":
+        candidate = ours(fine, "autograd", method=neurode.Reversible(problem.method))
+    elif name.startswith("torchdiffeq"):
+        candidate = torchdiffeq(fine, False)
+    elif name.startswith("torchode"):
+        candidate = torchode(fine, "autodiff")
+    elif name.startswith("diffrax"):
+        candidate = diffrax(fine, "all checkpoints")
+    else:
+        candidate = ours(fine, "autograd")
+    return candidate.read(candidate.run())[0]
+
+
+def table(title: str, problem: Problem, candidates: dict[str, Candidate], rounds: int) -> dict[str, Found]:
+    """Measure all, and print."""
+    print(f"\n{title}", flush=True)
+    truth = exact(problem, steps=None, method="dopri5", tolerance=1e-10, per_sample=False)
+    times = median_times(candidates, rounds)
+    found = {}
+    for name, candidate in candidates.items():
+        gradient, reference = candidate.read(candidate.run())[0], own(name, problem)
+        off = None if reference is None else contest.relative(gradient, reference)
+        found[name] = Found(times[name], memory(candidate), off, contest.relative(gradient, truth), _evaluations(candidate))
+    base = found["autograd"].milliseconds
+    print(f"  {'':34s} {'ms':>8s} {'ratio':>6s} {'peak KB':>9s} {'off: own':>9s} {'true':>9s} {'evaluations':>12s}")
+    for name, row in found.items():
+        print(
+            f"  {name:34s} {row.milliseconds:8.1f} {row.milliseconds / base:6.2f} {row.kilobytes:9.0f} {row.own or 0:9.1e}"
+            f" {row.true:9.1e} {row.evaluations or '':>12}",
+            flush=True,
+        )
+    return found
+
+
+def _evaluations(candidate: Candidate) -> int | None:
+    stats = getattr(candidate, "stats", [None])[0]
+    if stats is None:
+        return None
+    return stats.num_calls + (stats.backward.num_calls if stats.backward else 0)
+
+
+def sweep(problem: Problem, with_peers: bool, steps: tuple[int, ...]) -> dict[str, list[float]]:
+    """Peak kilobytes against the number of steps."""
+    print(f"\npeak memory in KB, RK4, steps {', '.join(map(str, steps))}")
+    rows: dict[str, list[float]] = {}
+    for n in steps:
+        at = replace(problem, steps=n)
+        kinds = {**strategies(256), "reversible": "reversible"}
+        kinds.pop("discrete, one stage alive")
+        made: dict[str, Callable[[], Candidate]] = {
+            name: (lambda g=gradient: ours(at, g)) for name, gradient in kinds.items()
+        }
+        if with_peers:
+            made |= {k: v for k, v in others(at).items() if k not in ("torchdiffeq backpropagation", "diffrax backsolve")}
+        for name, make in made.items():
+            rows.setdefault(name, []).append(memory(make()))
+    for name, values in rows.items():
+        print(f"  {name:34s} " + " ".join(f"{value:9.0f}" for value in values), flush=True)
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peers", action="store_true", help="time torchdiffeq's adjoint too, which must be installed")
-    peers = parser.parse_args().peers
-    report_rounding()
-    report_times(100, peers)
-    report_memory()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", action="store_true", help="also torchdiffeq, torchode and diffrax, where installed")
+    parser.add_argument("--small", action="store_true", help="few steps and rounds, to see that it runs")
+    parser.add_argument("--out", type=pathlib.Path, help="write the figures as JSON")
+    parser.add_argument("--plots", type=pathlib.Path, help="draw them into this folder")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    contest.one_core()
+    peers.setup_jax()
+    rounds, steps = (2, (20, 40)) if asked.small else (9, SWEEP)
+    fixed = trained(iterations=10 if asked.small else 150)
+    adaptive = replace(fixed, steps=None, method="dopri5", tolerance=TOLERANCE, per_sample=True)
+    results: dict[str, Any] = {}
+    for title, problem in (
+        (f"RK4, {STEPS} steps, batch 128, float32, one thread", fixed),
+        (f"dopri5, tolerance {TOLERANCE:g}, every row its own steps (torchdiffeq: one for all)", adaptive),
+    ):
+        kinds = strategies(problem.steps)
+        if not problem.steps:
+            kinds.pop("continuous")
+        candidates = {name: ours(problem, gradient) for name, gradient in kinds.items()}
+        candidates |= {name: make() for name, make in others(problem).items()} if asked.peers else {}
+        results[title] = {name: asdict(row) for name, row in table(title, problem, candidates, rounds).items()}
+    results["memory"] = {"steps": steps, "kilobytes": sweep(fixed, asked.peers, steps)}
+    if asked.out:
+        asked.out.write_text(json.dumps(results, indent=1))
+    if asked.plots:
+        import gradients_plots
+
+        gradients_plots.draw(results, asked.plots)
 
 
 if __name__ == "__main__":
