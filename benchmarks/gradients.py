@@ -174,7 +174,9 @@ def diffrax(problem: Problem, adjoint: str) -> Candidate:
         control = dfx.PIDController(rtol=problem.tolerance, atol=problem.tolerance)
 
     def integrate(y: Any, theta: Any, most: int) -> Any:
-        how = dfx.RecursiveCheckpointAdjoint(checkpoints=_checkpoints(adjoint, most)) if adjoint != "backsolve" else None
+        how = (
+            dfx.RecursiveCheckpointAdjoint(checkpoints=_checkpoints(adjoint, most)) if adjoint != "backsolve" else None
+        )
         how = how or dfx.BacksolveAdjoint()
         one = lambda x: dfx.diffeqsolve(
             term, solver, t0, t1, h0, x, theta, stepsize_controller=control, max_steps=most, adjoint=how
@@ -275,7 +277,9 @@ def table(title: str, problem: Problem, candidates: dict[str, Candidate], rounds
     for name, candidate in candidates.items():
         gradient, reference = candidate.read(candidate.run())[0], own(name, problem)
         off = None if reference is None else contest.relative(gradient, reference)
-        found[name] = Found(times[name], memory(candidate), off, contest.relative(gradient, truth), _evaluations(candidate))
+        found[name] = Found(
+            times[name], memory(candidate), off, contest.relative(gradient, truth), _evaluations(candidate)
+        )
     base = found["autograd"].milliseconds
     print(f"  {'':34s} {'ms':>8s} {'ratio':>6s} {'peak KB':>9s} {'off: own':>9s} {'true':>9s} {'evaluations':>12s}")
     for name, row in found.items():
@@ -303,10 +307,12 @@ def sweep(problem: Problem, with_peers: bool, steps: tuple[int, ...]) -> dict[st
         kinds = {**strategies(256), "reversible": "reversible"}
         kinds.pop("discrete, one stage alive")
         made: dict[str, Callable[[], Candidate]] = {
-            name: (lambda g=gradient: ours(at, g)) for name, gradient in kinds.items()
+            name: (lambda at=at, g=gradient: ours(at, g)) for name, gradient in kinds.items()
         }
         if with_peers:
-            made |= {k: v for k, v in others(at).items() if k not in ("torchdiffeq backpropagation", "diffrax backsolve")}
+            made |= {
+                k: v for k, v in others(at).items() if k not in ("torchdiffeq backpropagation", "diffrax backsolve")
+            }
         for name, make in made.items():
             rows.setdefault(name, []).append(memory(make()))
     for name, values in rows.items():

@@ -73,7 +73,8 @@ class Estimates:
             return norms[0] * length
         # DOP853's combination of its two estimates (Hairer, Norsett & Wanner 1993, II.10).
         square = norms[0].square()
-        return _ratio(square, (square + 0.01 * norms[1].square()).sqrt()) * length
+        both = square + 0.01 * norms[1].square()
+        return square / torch.where(both == 0, 1.0, both).sqrt() * length  # a root has no derivative at zero
 
     def _stiffness(self, step: Any) -> Tensor:
         """How much `f` differs by how much two stages at one time differ (Shampine 1977)."""
