@@ -239,7 +239,8 @@ def test_rows_are_as_alone_and_gradcheck(method: str) -> None:
         sol = solve(field, y0, (0.0, 1.0), **grid)
         return torch.stack([1e3 * sol.local_error, sol.stiffness])
 
-    assert torch.autograd.gradcheck(step, (y0[:2].detach().requires_grad_(),), atol=1e-5)
+    # DOP853's two stages at one time differ by 1e-7: differences over less than 1e-4 would be rounding.
+    assert torch.autograd.gradcheck(step, (y0[:2].detach().requires_grad_(),), eps=1e-4, atol=1e-4)
 
 
 def test_failed_rows_have_no_estimate_and_spoil_no_gradient() -> None:
