@@ -2,7 +2,15 @@
 
 from neurode import methods, nn, regularizers
 from neurode._doctor import Checkup, doctor
-from neurode._errors import FieldError, GradientError, InputError, NeurodeError, SolveError, UnknownOptionError
+from neurode._errors import (
+    EngineError,
+    FieldError,
+    GradientError,
+    InputError,
+    NeurodeError,
+    SolveError,
+    UnknownOptionError,
+)
 from neurode._field import per_row
 from neurode._solution import EventRecord, RowStatus, Solution, Stats, Status
 from neurode._solve import solve
@@ -20,6 +28,7 @@ __all__ = [
     "Checkup",
     "Continuous",
     "Discrete",
+    "EngineError",
     "Event",
     "EventRecord",
     "FieldError",

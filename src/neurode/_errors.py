@@ -30,6 +30,10 @@ class GradientError(NeurodeError, RuntimeError):
     """A gradient was asked for that the chosen strategy cannot compute; the message names one that can."""
 
 
+class EngineError(NeurodeError, RuntimeError):
+    """The engine asked for cannot take a solve; the message says why, and which can."""
+
+
 class SolveError(NeurodeError, RuntimeError):
     """A solve failed while integrating.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode import _integrals, _options, _times, gradients
+from neurode import _engines, _integrals, _options, _times, gradients
 from neurode._errors import InputError, SolveError, UnknownOptionError, did_you_mean
 from neurode._field import Field
 from neurode._loop import Outcome
@@ -21,8 +21,6 @@ from neurode.control import PID, Callbacks
 from neurode.output.along import along
 from neurode.output.dense import JointDense, RowDense, SharedPieces
 from neurode.output.events import Event
-
-ENGINES = ("auto", "eager")
 
 
 def solve(
@@ -88,7 +86,9 @@ def solve(
             the fastest that fits `memory`; `solution.stats.gradient` says which and why.
         memory: what may be kept for the backward pass: bytes, or a fraction (0 to 1) of what is free. None: no bound, and no
             evaluation of `f` to measure. Read by `gradient="auto"` and `"discrete"`.
-        engine: `"eager"`, or `"auto"`.
+        engine: `"fused"` (a whole solve is one native call that runs `f`, lowered; an error says why where it cannot
+            be), `"eager"` (PyTorch runs `f` at every stage), or `"auto"`: fused where it can serve, else eager.
+            `solution.stats.engine` says which and why; `neurode.explain(f, y0)` shows the program.
         controller: step size controller of an adaptive method; default `neurode.PID.pi()`.
         norm: norm of the error: `"rms"` (default), `"max"`, or a callable on the state's pytree (one value a row).
         first_step: length of the first step; None chooses it.
@@ -119,6 +119,7 @@ def solve(
 
     Raises:
         InputError: an argument cannot be used; the message says what to type.
+        EngineError: `engine="fused"` cannot take the solve; the message says why.
         FieldError: `f` returned something that is not a derivative of the state.
         SolveError: the solve failed and `on_failure="raise"`; it carries `.solution`.
 
@@ -179,9 +180,8 @@ def solve(
     integrals = None
     if integrate is not None:
         problem, integrals = _integrals.extend(problem, integrate, steer_integrals)
-    strategy, gradient_note = gradients.choose(gradient, problem)
-    stats = Stats(method=method_note, gradient=gradient_note, engine="eager")
-    outcome = strategy.solve(problem, stats)
+    stats = Stats(method=method_note)
+    outcome = _engines.run(problem, engine, gradient, stats)
     solution = _solution_of(problem, outcome, stats)
     solution = solution if integrals is None else integrals.split(solution)
     if has_aux:
@@ -237,8 +237,7 @@ def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_step
         raise InputError(f"f is of type {type(f).__name__}; it must be a callable f(t, y) that returns dy/dt.")
     if batch_dim not in (None, 0) or batch_dim is False:
         raise InputError(f"batch_dim={batch_dim!r}; it must be None (one system) or 0 (each row a system).")
-    if engine not in ENGINES:
-        raise InputError(f"engine={engine!r}; it must be one of {', '.join(map(repr, ENGINES))}.")
+    _engines.check(engine)
     if on_failure not in ("raise", "nan"):
         raise InputError(f"on_failure={on_failure!r}; it must be 'raise' or 'nan'.")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode.fused.capture import CannotLower
 from neurode.fused.lower import Accumulated, Lanes, Literal, Lowering, Uniform
 from neurode.fused.program import (
     ARITY,
@@ -29,6 +28,7 @@ from neurode.fused.program import (
     Step,
     WeightGradient,
 )
+from neurode.fused.refusal import CannotLower
 from neurode.fused.virtual import Buffer, Virtual, rows_of, samples_of
 
 LONGEST_CHAIN = 24  # steps of one pointwise instruction, and

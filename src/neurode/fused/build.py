@@ -14,7 +14,6 @@ from neurode._field import Field
 from neurode.fused.assemble import Assembler
 from neurode.fused.capture import (
     PROBE_ROWS,
-    CannotLower,
     Probe,
     Traced,
     outside,
@@ -24,6 +23,7 @@ from neurode.fused.capture import (
 )
 from neurode.fused.lower import Accumulated, Literal, Lowering
 from neurode.fused.program import Program
+from neurode.fused.refusal import CannotLower
 
 Node = Any  # an fx.Node; PyTorch annotates its fields too widely to be of use
 

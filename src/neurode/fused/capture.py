@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from neurode._field import Field, PerRow, is_per_row, take_rows
 from neurode._state import Layout
+from neurode.fused.refusal import CannotLower
 
 KEPT_WHOLE = {"tanh_backward", "sigmoid_backward", "threshold_backward"}  # one instruction each
 ALSO_DECOMPOSED = (
@@ -43,10 +44,6 @@ RESHAPED_IN_PLACE = {  # these change no number
     aten.squeeze_.dims: aten.squeeze.dims, aten.unsqueeze_.default: aten.unsqueeze.default,
     aten.t_.default: aten.t.default, aten.transpose_.default: aten.transpose.int,
 }  # fmt: skip
-
-
-class CannotLower(Exception):
-    """The vector field cannot become a tile program; the message says why, and where in the user's code."""
 
 
 @dataclass(frozen=True)

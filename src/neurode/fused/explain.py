@@ -12,7 +12,7 @@ from neurode._field import Field
 from neurode._state import read_state
 from neurode.fused import guards, native
 from neurode.fused.build import build
-from neurode.fused.capture import CannotLower, row_layout
+from neurode.fused.capture import row_layout
 from neurode.fused.program import (
     Gemm,
     Instruction,
@@ -26,6 +26,7 @@ from neurode.fused.program import (
     SampleProduct,
     WeightGradient,
 )
+from neurode.fused.refusal import CannotLower
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from neurode._field import PerRow
-from neurode.fused.capture import CannotLower
+from neurode.fused.refusal import CannotLower
 
 MOST_OBJECTS = 20_000  # more than this is not a vector field but an application
 LARGEST_ARRAY = 65_536  # bytes of a NumPy array whose content is compared
@@ -410,6 +410,8 @@ def unusual_surroundings() -> str:
         return "autocast is on"
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transformation (torch.compile, torch.func) surrounds the solve"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation surrounds the solve"
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return "a torch function or dispatch mode is active"
     return ""

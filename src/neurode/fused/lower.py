@@ -17,8 +17,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from neurode.fused.capture import CannotLower, Traced, place
+from neurode.fused.capture import Traced, place
 from neurode.fused.program import Micro, Reduction
+from neurode.fused.refusal import CannotLower
 from neurode.fused.virtual import BINARY, ROW, SAMPLE_SHIFT, UNARY, Rowbook, first_unique, rows_of, samples_of
 
 Node = Any  # an fx.Node; PyTorch annotates its fields too widely to be of use

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import neurode.fused
 from neurode._errors import InputError
-from neurode.fused.capture import CannotLower
 from neurode.fused.program import Program
+from neurode.fused.refusal import CannotLower
 
 ABI = 2
 INTEGERS = (

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from neurode.fused.capture import CannotLower
 from neurode.fused.program import Micro, Reduction
+from neurode.fused.refusal import CannotLower
 from neurode.fused.virtual import BINARY, SAMPLE_SHIFT, UNARY
 
 Node = Any  # an fx.Node; PyTorch annotates its fields too widely to be of use

@@ -16,8 +16,9 @@ from torch import Tensor
 from neurode._field import Field
 from neurode.fused import guards
 from neurode.fused.build import FieldProgram, build, evaluate_graph
-from neurode.fused.capture import PROBE_ROWS, CannotLower, Probe
+from neurode.fused.capture import PROBE_ROWS, Probe
 from neurode.fused.native import Machine, pointer
+from neurode.fused.refusal import CannotLower
 
 MOST_PROGRAMS = 512  # kept in all, and
 MOST_A_CODE = 32  # for one function or class whose values change: then its solves run on eager
@@ -65,14 +66,15 @@ _warned: set[int] = set()
 _lock = threading.RLock()
 
 
-def find(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -> Bound:
+def find(field: Field, y: Tensor, split: bool, wanted: bool, want_t: bool) -> Bound:
     """The program for a vector field as it is now.
 
     Args:
         field: on the inner state.
         y: an inner state.
         split: take dimension 0 of the state for independent rows.
-        gradients: with the vector-Jacobian product.
+        wanted: whether an input of the solve requires grad; with one, or with a tensor that f reaches and that does,
+            there is a vector-Jacobian product, as long as gradients are on.
         want_t: with the cotangent of t.
 
     Raises:
@@ -83,6 +85,7 @@ def find(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) ->
         raise CannotLower(reason)
     with _lock:
         seen, _ = guards.snapshot(field.f, field.all_args)
+        gradients = torch.is_grad_enabled() and (wanted or any(x.requires_grad for x in seen.tensors))
         key = _key(seen, field, y, split, gradients, want_t)
         entry = _entries.get(key)
         if entry is None or not _still_baked(entry, seen):

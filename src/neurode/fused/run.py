@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from neurode._field import is_per_row
-from neurode._loop import Outcome, time_dtype
+from neurode._errors import GradientError
+from neurode._field import Field, PerRow, is_per_row
+from neurode._loop import Outcome, integrate, time_dtype
 from neurode._options import rms, row_rms
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import Layout, number
-from neurode.fused import programs
-from neurode.fused.capture import CannotLower, row_layout
+from neurode.fused import cost, programs
+from neurode.fused.capture import row_layout
 from neurode.fused.native import Solve, Trace, pointer
 from neurode.fused.programs import Bound
+from neurode.fused.refusal import CannotLower
 from neurode.fused.tableau import native_tableau
 
 MEMORY = 256 << 20  # bytes that kept stages may take
@@ -66,7 +68,7 @@ def unsuitable(problem: Problem) -> str:
         return "a solve without rows or with an empty span"
     if isinstance(problem.first_step, Tensor) and problem.first_step.ndim > 0:
         return "a first_step for each row"
-    if problem.norm not in (rms, row_rms):
+    if problem.grid is None and problem.norm not in (rms, row_rms):
         return "a norm other than 'rms'"
     used = {
         "events": problem.events,
@@ -86,8 +88,8 @@ def _empty_span(problem: Problem) -> bool:
     return number(problem.t0) == number(problem.t1)
 
 
-def prepare(problem: Problem) -> tuple[Bound, LaneForm, bool]:
-    """The program for a problem, how its state lies in lanes, and whether gradients are recorded.
+def prepare(problem: Problem) -> tuple[Bound, LaneForm]:
+    """The program for a problem, and how its state lies in lanes.
 
     Raises:
         CannotLower: the field or the problem cannot be solved natively; the message says why.
@@ -95,44 +97,48 @@ def prepare(problem: Problem) -> tuple[Bound, LaneForm, bool]:
     reason = unsuitable(problem)
     if reason:
         raise CannotLower(f"the fused engine does not take {reason}")
-    recording = torch.is_grad_enabled()
-    times = [
-        problem.t0,
-        problem.t1,
-        problem.t_eval,
-        *(problem.grid if isinstance(problem.grid, list) else [problem.grid]),
-    ]
-    want_t = recording and any(isinstance(t, Tensor) and t.requires_grad for t in times)
     field, y0 = problem.field, problem.y0
-    rows = row_layout(field.layout)
+    want_t = any(isinstance(t, Tensor) and t.requires_grad for t in _times(problem))
+    wanted = want_t or y0.requires_grad or any(x.requires_grad for x in row_leaves(field.all_args))
+    find = lambda split: programs.find(field, y0, split, wanted, want_t)
     if field.layout.batched:
-        return programs.find(field, y0, True, recording, want_t), LaneForm(field.layout, None, True), recording
+        return find(True), LaneForm(field.layout, None, True)
+    rows = row_layout(field.layout)
     if rows is not None:
         try:
-            made = programs.find(field, y0, True, recording, want_t)
-            return made, LaneForm(field.layout, rows, True), recording
+            return find(True), LaneForm(field.layout, rows, True)
         except CannotLower:
             pass  # coupled: all its elements are the features of one lane
-    return programs.find(field, y0, False, recording, want_t), LaneForm(field.layout, None, False), recording
+    return find(False), LaneForm(field.layout, None, False)
 
 
-def solve(problem: Problem, stats: Stats) -> Outcome:
+def _times(problem: Problem) -> list[Any]:
+    grid = problem.grid if isinstance(problem.grid, list) else [problem.grid]
+    return [problem.t0, problem.t1, problem.t_eval, *grid]
+
+
+def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = False) -> Outcome:
     """Solve a problem in one native call; gradients come back by another.
 
     Args:
         problem: the strict form of the problem.
         stats: filled with what was chosen, and after the backward pass with its counts.
+        tape: whether a gradient that needs a graph of its own (`create_graph=True`) is computed again on PyTorch's tape;
+            else it is an error.
+        choose: whether to leave to the eager engine what it does better.
 
     Raises:
-        CannotLower: the problem or its field cannot be solved natively.
+        CannotLower: the problem or its field cannot be solved natively, or is not to be.
     """
-    bound, form, recording = prepare(problem)
-    work = Work(problem, stats, bound, form, recording)
-    data = rowdata(problem)
+    bound, form = prepare(problem)
     made = bound.entry.made
     assert made is not None
+    reason = cost.too_large(made.program, problem.method.num_stages) if choose else ""
+    if reason:
+        raise CannotLower(reason)
+    work = Work(problem, stats, bound, form, made.gradients and torch.is_grad_enabled(), tape)
     wanted = [bound.tensors[i] for i in made.wanted]
-    y1, ys = NativeSolve.apply(work, form.pack(problem.y0), data, *work.times(), *wanted)
+    y1, ys = NativeSolve.apply(work, form.pack(problem.y0), rowdata(problem), *work.times(), *wanted)
     stats.engine = f"fused ({len(made.program.forward)} instructions, {form_name(form, problem)})"
     return work.outcome(form.unpack(y1, problem.y0), None if ys is None else form.unpack(ys, problem.y0))
 
@@ -144,20 +150,40 @@ def form_name(form: LaneForm, problem: Problem) -> str:
     return "rows share one step" if form.split else "one sample"
 
 
+def row_leaves(args: Any) -> list[Tensor]:
+    """The tensors of the arguments that belong to rows."""
+    if not args:
+        return []
+    leaves = pytree.tree_leaves(args, is_leaf=is_per_row)
+    return [x for node in leaves if is_per_row(node) for x in pytree.tree_leaves(node.value)]
+
+
 def rowdata(problem: Problem) -> Tensor | None:
     """The per-row data of the arguments as `(rows, numbers)`, or None."""
-    leaves = pytree.tree_leaves(problem.field.all_args, is_leaf=is_per_row)
-    parts = [x for node in leaves if is_per_row(node) for x in pytree.tree_leaves(node.value)]
+    parts = row_leaves(problem.field.all_args)
     if not parts:
         return None
     return torch.cat([x.reshape(x.shape[0], -1).to(problem.y0.dtype) for x in parts], 1)
 
 
+def _with_rowdata(field: Any, data: Tensor) -> Any:
+    """The same field with its per-row arguments taken from `(rows, numbers)`."""
+    like = row_leaves(field.all_args)
+    sizes = [x[0].numel() for x in like]
+    parts = iter([p.reshape(x.shape).to(x.dtype) for p, x in zip(data.split(sizes, 1), like, strict=True)])
+    fill = lambda node: PerRow(pytree.tree_map(lambda _: next(parts), node.value)) if is_per_row(node) else node
+    args = pytree.tree_map(fill, field.all_args, is_leaf=is_per_row)
+    return Field(field.f, field.layout, args, field.has_aux)
+
+
 class Work:
     """What the forward and the backward pass of one solve share."""
 
-    def __init__(self, problem: Problem, stats: Stats, bound: Bound, form: LaneForm, recording: bool) -> None:
-        self.problem, self.stats, self.bound, self.form, self.recording = problem, stats, bound, form, recording
+    def __init__(
+        self, problem: Problem, stats: Stats, bound: Bound, form: LaneForm, recording: bool, tape: bool
+    ) -> None:
+        self.problem, self.stats, self.bound, self.form = problem, stats, bound, form
+        self.recording, self.tape = recording, tape
         made = bound.entry.made
         assert made is not None and bound.entry.machine is not None
         self.made, self.machine = made, bound.entry.machine
@@ -271,6 +297,34 @@ class Work:
             grad_y0, grad_data, fit(grad_t0, t0), fit(grad_t1, t1), fit(grad_grid, grid), fit(grad_eval, t_eval), *outer,
         ]  # fmt: skip
 
+    def on_tape(self, saved: Any, grads: Any, needed: Any) -> list[Any]:
+        """The same gradients as tensors with a graph: the solve again, on the eager engine and PyTorch's tape."""
+        if not self.tape:
+            raise GradientError(
+                "gradient='discrete' gives derivatives of first order only (create_graph=True was asked for). Type"
+                " gradient='autograd', or leave gradient='auto'."
+            )
+        y0, data, t0, t1, grid, t_eval, *_ = saved
+        problem, moves = self.problem, lambda t: t is not None and t.requires_grad
+        outcome = integrate(
+            replace(
+                problem,
+                y0=self.form.unpack(y0, problem.y0),
+                field=problem.field if data is None else _with_rowdata(problem.field, data),
+                t0=t0 if moves(t0) else problem.t0,
+                t1=t1 if moves(t1) else problem.t1,
+                grid=(list(grid.unbind()) if grid.ndim == 1 else grid) if moves(grid) else problem.grid,
+                t_eval=t_eval if moves(t_eval) else problem.t_eval,
+            )
+        )
+        ys = None if problem.t_eval is None else torch.stack([self.form.pack(y) for y in outcome.ys])
+        pairs = [(x, g) for x, g in zip((self.form.pack(outcome.y1), ys), grads, strict=True) if g is not None]
+        outputs, cotangents = zip(*pairs, strict=True)
+        wanted = [x for x, need in zip(saved, needed, strict=True) if need]
+        made = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
+        self.stats.backward = Stats(method=self.stats.method, gradient="autograd (create_graph=True)", engine="eager")
+        return [next(made) if need else None for need in needed]
+
     def _report(self) -> None:
         s = self.solve
         self.stats.backward = Stats(
@@ -304,18 +358,16 @@ class NativeSolve(torch.autograd.Function):
     ) -> Any:
         ctx.work = work
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*outer)
+        ctx.save_for_backward(y0, data, t0, t1, grid, t_eval, *outer)
         return work.forward(y0, data, t0, t1, grid, t_eval)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]  the decorator has no types
-        grad_y1, grad_ys = grad_outputs
-        _ = ctx.saved_tensors  # raises where a parameter was changed in place since the solve
-        if grad_y1 is None and grad_ys is None:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        needed = ctx.needs_input_grad[1:]
+        saved = ctx.saved_tensors  # raises where a parameter was changed in place since the solve
+        if all(g is None for g in grad_outputs):
             return (None,) * len(ctx.needs_input_grad)
-        grads = ctx.work.backward(grad_y1, grad_ys, ctx.needs_input_grad[1:])
-        return None, *[g if need else None for g, need in zip(grads, ctx.needs_input_grad[1:], strict=True)]
-
-
-__all__ = ["CannotLower", "prepare", "solve", "unsuitable"]
+        if torch.is_grad_enabled():
+            return None, *ctx.work.on_tape(saved, grad_outputs, needed)
+        grads = ctx.work.backward(*grad_outputs, needed)
+        return None, *[g if need else None for g, need in zip(grads, needed, strict=True)]

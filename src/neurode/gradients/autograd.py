@@ -21,6 +21,7 @@ class Autograd:
 
     name = "autograd"
     handles = EVERYTHING
+    fused = False  # whether the fused engine gives this gradient
 
     def solve(self, problem: Problem, stats: Any) -> Outcome:
         """Integrate under whatever gradient mode is on."""

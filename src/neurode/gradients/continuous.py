@@ -63,6 +63,7 @@ class Continuous:
 
     name = "continuous"
     handles: ClassVar = frozenset[str]()
+    fused = False  # whether the fused engine gives this gradient
 
     def __post_init__(self) -> None:
         if self.norm not in ("all", "seminorm"):

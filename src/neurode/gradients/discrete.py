@@ -59,6 +59,11 @@ class Discrete:
         if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
             raise InputError(f"checkpoints={k!r}; it must be a whole number of at least 1, or None for all states.")
 
+    @property
+    def fused(self) -> bool:
+        """Whether the fused engine gives this gradient: it keeps every state, and stages within its own budget."""
+        return self.alive == "step" and self.checkpoints is None
+
     def solve(self, problem: Problem, stats: Stats) -> Outcome:
         """Integrate without a tape, keep states, and attach the way back."""
         if not torch.is_grad_enabled():

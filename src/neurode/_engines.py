@@ -1,0 +1,118 @@
+"""Which engine takes a problem: the fused one where it can and where it pays, else the eager one; and why.
+
+The choice never depends on timing: on `f`, on shapes and dtypes, on the gradient asked for, on what surrounds the call, on
+a stated cost model (`fused/cost.py`), and for plain functions on how often their code has been evaluated.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from neurode import gradients
+from neurode._errors import EngineError, InputError
+from neurode._loop import Outcome
+from neurode._problem import Problem
+from neurode._solution import Stats
+from neurode._state import unreadable
+from neurode.fused.refusal import CannotLower
+
+ENGINES = ("auto", "eager", "fused")
+# A plain function is captured once its code was evaluated so often: capturing costs what some thousand evaluations of a
+# small function do, so a one-off costs nothing and a loop wins.
+CAPTURE_AFTER = 1_000
+_evaluated: weakref.WeakKeyDictionary[CodeType, int] = weakref.WeakKeyDictionary()
+
+
+def check(engine: Any) -> None:
+    """Refuse an unknown engine."""
+    if engine not in ENGINES:
+        raise InputError(f"engine={engine!r}; it must be one of {', '.join(map(repr, ENGINES))}.")
+
+
+def run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
+    """Solve a problem on the engine and with the gradient asked for.
+
+    Args:
+        problem: the strict form.
+        engine: `"auto"`, `"eager"` or `"fused"`.
+        gradient: a strategy, its name, or `"auto"`.
+        stats: gets what was chosen, and why.
+
+    Raises:
+        EngineError: `engine="fused"` cannot take the problem.
+    """
+    strategy, note = gradients.choose(gradient, problem)
+    reason = "asked for" if engine == "eager" else _ahead_of_capture(problem, engine, gradient, strategy)
+    if not reason:
+        try:
+            return _fused(problem, engine, gradient, stats)
+        except CannotLower as error:
+            reason = str(error)
+    if engine == "fused":
+        raise EngineError(
+            f"engine='fused' cannot take this solve: {reason}. Type engine='auto' to use it where it can serve, or"
+            " engine='eager'."
+        )
+    stats.engine, stats.gradient = f"eager ({reason})", note
+    outcome = strategy.solve(problem, stats)
+    _note(problem)
+    return outcome
+
+
+def _ahead_of_capture(problem: Problem, engine: str, gradient: Any, strategy: Any) -> str:
+    """Why the eager engine takes a problem, as far as that can be said without looking at what f does."""
+    if unreadable(problem.y0):
+        return "torch.compile or a torch.func transform surrounds the solve"
+    if torch.is_grad_enabled() and gradient != "auto" and not getattr(strategy, "fused", False):
+        return f"gradient={getattr(strategy, 'name', strategy)!r} goes through PyTorch"
+    if engine == "fused":
+        return ""
+    code = plain_code(problem.field.f)
+    if code is not None and _evaluated.get(code, 0) < CAPTURE_AFTER:
+        return f"a plain function is captured once it was evaluated {CAPTURE_AFTER:,} times, which this one was not yet"
+    return ""
+
+
+def _fused(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
+    from neurode.fused import run as fused
+
+    outcome = fused.solve(problem, stats, tape=gradient == "auto", choose=engine == "auto")
+    stats.gradient = "discrete (auto: exact, on the fused engine)" if gradient == "auto" else "discrete"
+    return outcome
+
+
+def _note(problem: Problem) -> None:
+    """Count what the eager engine evaluated of a plain function."""
+    if torch.compiler.is_compiling():
+        return
+    code = plain_code(problem.field.f)
+    if code is not None:
+        _evaluated[code] = _evaluated.get(code, 0) + problem.field.num_calls
+
+
+def plain_code(f: Callable[..., Any]) -> CodeType | None:
+    """The code of a plain function; None for modules, their methods, and other objects."""
+    while True:
+        if isinstance(f, functools.partial):
+            f = f.func
+        elif isinstance(f, FunctionType):
+            inner = getattr(f, "neurode_wraps", None)
+            if inner is None:
+                return f.__code__
+            f = inner
+        elif isinstance(f, MethodType):
+            if isinstance(f.__self__, nn.Module):
+                return None
+            f = f.__func__
+        else:
+            return None
+
+
+__all__ = ["CAPTURE_AFTER", "ENGINES", "check", "run"]
