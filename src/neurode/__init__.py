@@ -2,6 +2,7 @@
 
 from neurode import methods, nn, regularizers
 from neurode._doctor import Checkup, doctor
+from neurode._engines import explain
 from neurode._errors import (
     EngineError,
     FieldError,
@@ -44,6 +45,7 @@ __all__ = [
     "UnknownOptionError",
     "__version__",
     "doctor",
+    "explain",
     "methods",
     "nn",
     "per_row",

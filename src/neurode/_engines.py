@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ from neurode._problem import Problem
 from neurode._solution import Stats
 from neurode._state import unreadable
 from neurode.fused.refusal import CannotLower
+
+if TYPE_CHECKING:
+    from neurode.fused.explain import Explanation
 
 ENGINES = ("auto", "eager", "fused")
 # A plain function is captured once its code was evaluated so often: capturing costs what some thousand evaluations of a
@@ -88,6 +92,35 @@ def _fused(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcom
     return outcome
 
 
+def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | None = None) -> Explanation:
+    """Say which engine `engine="auto"` takes for a vector field, and why, and show the program that the fused one runs.
+
+    Args:
+        f: the vector field, as `neurode.solve` takes it.
+        y0: an initial state.
+        args: further arguments of `f`.
+        batch_dim: as in `neurode.solve`.
+
+    Returns:
+        An `Explanation`: `engine`, `reason`, `program`, `flops`, `bytes_kept`; print it to see all. Where `f` cannot be
+        lowered, `reason` names the operation and the line of its code.
+
+    Example:
+        >>> import torch, neurode
+        >>> print(neurode.explain(lambda t, y: y - y.mean(0), torch.ones(4, 2), batch_dim=0).reason.split(" (")[0])
+        rows of the batch are coupled here
+    """
+    from neurode.fused.explain import explain as look
+
+    found = look(f, y0, args=args, batch_dim=batch_dim)
+    code = plain_code(f)
+    if found.engine == "fused" and code is not None and _evaluated.get(code, 0) < CAPTURE_AFTER:
+        seen = _evaluated.get(code, 0)
+        note = f"; a plain function: auto takes it after {CAPTURE_AFTER:,} evaluations, of which it saw {seen:,}"
+        return replace(found, reason=found.reason + note)
+    return found
+
+
 def _note(problem: Problem) -> None:
     """Count what the eager engine evaluated of a plain function."""
     if torch.compiler.is_compiling():
@@ -115,4 +148,4 @@ def plain_code(f: Callable[..., Any]) -> CodeType | None:
             return None
 
 
-__all__ = ["CAPTURE_AFTER", "ENGINES", "check", "run"]
+__all__ = ["CAPTURE_AFTER", "ENGINES", "check", "explain", "run"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neurode._field import Field
 from neurode._state import read_state
-from neurode.fused import guards, native
+from neurode.fused import cost, guards, native
 from neurode.fused.build import build
 from neurode.fused.capture import row_layout
 from neurode.fused.program import (
@@ -27,6 +27,8 @@ from neurode.fused.program import (
     WeightGradient,
 )
 from neurode.fused.refusal import CannotLower
+
+STAGES = 7  # of a method, for the size of a tile: dopri5's
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,6 @@ def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | Non
 
     Returns:
         An `Explanation`; print it.
-
-    Example:
-        >>> import torch, neurode
-        >>> from neurode.fused.explain import explain
-        >>> print(explain(lambda t, y: y - y.mean(0), torch.ones(4, 2), batch_dim=0).reason.split(" (")[0])
-        rows of the batch are coupled here
     """
     layout, y = read_state(y0, batch_dim)
     field = Field(f, layout, args)
@@ -97,13 +93,13 @@ def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | Non
         return Explanation("eager", str(error))
     finally:
         guards.restore(before)
-    there = native.available()
-    reason = "every operation is in the instruction set" if there else "the native library is not built: make native"
     program = made.program
+    lack = native.lack() or cost.too_large(program, STAGES)
+    reason = lack or "every operation is in the instruction set"
     forward = sum(map(flops, program.forward))
     backward = sum(map(flops, (*program.backward, *program.gradient)))
     kept = program.rows_saved * y.element_size()
-    return Explanation("fused" if there else "eager", reason, program, form, (forward, backward), kept)
+    return Explanation("eager" if lack else "fused", reason, program, form, (forward, backward), kept)
 
 
 def _lower(field: Field, y: Tensor) -> tuple[Any, str]:

@@ -145,9 +145,18 @@ def isa() -> str:
     return taken
 
 
+def lack() -> str:
+    """Why the library cannot be loaded; empty where it can."""
+    try:
+        library()
+    except CannotLower as error:
+        return str(error)
+    return ""
+
+
 def available() -> bool:
     """Whether the library can be loaded."""
-    return search().library is not None
+    return not lack()
 
 
 def _declare(made: Any) -> None:

@@ -52,7 +52,7 @@ class LaneForm:
         if self.inner.batched:
             return y
         if not self.split or self.rows is None or self.inner.plain:
-            return y.reshape(*lead, *like.shape)
+            return y.reshape((*lead, *like.shape))
         leaves = pytree.tree_leaves(self.rows.unpack(y, lead=len(lead)))
         return torch.cat([x.reshape(*lead, -1) for x in leaves], -1)
 
@@ -306,6 +306,9 @@ class Work:
             )
         y0, data, t0, t1, grid, t_eval, *_ = saved
         problem, moves = self.problem, lambda t: t is not None and t.requires_grad
+        if grid is not None:  # it holds both ends
+            t0, t1 = (grid[0], grid[-1]) if moves(grid) else (None, None)
+            needed = [need and i not in (2, 3) for i, need in enumerate(needed)]
         outcome = integrate(
             replace(
                 problem,

@@ -89,7 +89,9 @@ class EulerBlock(nn.Module):
 
 
 def as_resnet(layer: NeuralODE) -> nn.Sequential:
-    """The residual network that a neural ODE's Euler discretization is: equal outputs and gradients, bit for bit.
+    """The residual network that a neural ODE's Euler discretization is: equal outputs and gradients.
+
+    Bit for bit on the eager engine, which performs the network's own operations; the fused engine rounds in another order.
 
     Args:
         layer: a `NeuralODE` with `method="euler"` and `steps`, and a tensor state.
@@ -103,7 +105,7 @@ def as_resnet(layer: NeuralODE) -> nn.Sequential:
 
     Example:
         >>> import torch, neurode
-        >>> layer = neurode.nn.NeuralODE(neurode.nn.MLP(2, zero_init=False), method="euler", steps=20)
+        >>> layer = neurode.nn.NeuralODE(neurode.nn.MLP(2, zero_init=False), method="euler", steps=20, engine="eager")
         >>> y = torch.randn(5, 2)
         >>> (as_resnet(layer)(y) - layer(y)).abs().max().item()
         0.0
