@@ -157,6 +157,14 @@ def test_tensors_computed_outside_get_their_gradient() -> None:
     same(*made, 1e-11)
 
 
+def test_a_tensor_and_another_computed_from_it_run_on_eager() -> None:
+    p = torch.full((3, 3), 0.3, dtype=torch.float64, requires_grad=True)
+    w = torch.sin(p * p)
+    f = lambda t, y: torch.tanh(y @ w) + 0.1 * y @ p
+    with pytest.raises(neurode.EngineError, match="computed from it"):
+        fused(f, torch.ones(4, 3), (0.0, 1.0), batch_dim=0, **FIXED)
+
+
 def test_data_of_single_rows_and_shared_arguments() -> None:
     torch.manual_seed(6)
     y = torch.rand(9, 2, dtype=torch.float64)

@@ -221,6 +221,8 @@ def _build(probe: Probe, y: Tensor, gradients: bool, want_t: bool) -> FieldProgr
     first = record_forward(probe, PROBE_ROWS[0])
     sources = outside(first)
     wanted = tuple(x for x in sources if x.requires_grad)
+    if gradients:
+        refuse_counted_twice(wanted)
     recordings = [_record(probe, rows, gradients, wanted) for rows in PROBE_ROWS]
     sized = same_shape(*recordings) if split else set()
     made = [_assemble(recording, sized, y.dtype, want_t) for recording in recordings]
@@ -228,6 +230,29 @@ def _build(probe: Probe, y: Tensor, gradients: bool, want_t: bool) -> FieldProgr
     if program.pack() != twin.pack() or program.constants != twin.constants or not _same_sources(assembler, other):
         raise CannotLower("what f computes depends on the number of rows, or on values that Python read from t or y")
     return _finish(recordings[0], low, assembler, program, split)
+
+
+def refuse_counted_twice(tensors: Sequence[Tensor]) -> None:
+    """Refuse a tensor that f uses and that another one was computed from: recorded, its gradient would hold both parts."""
+    places = {_edge(x): x for x in tensors}
+    for x in tensors:
+        if x.grad_fn is None:
+            continue
+        stack, seen = [edge for edge in x.grad_fn.next_functions if edge[0] is not None], set()
+        while stack:
+            edge = stack.pop()
+            if edge in places:
+                raise CannotLower("f uses a tensor and also another one that was computed from it, outside f")
+            if edge[0] in seen:
+                continue
+            seen.add(edge[0])
+            stack += [e for e in edge[0].next_functions if e[0] is not None]
+
+
+def _edge(x: Tensor) -> Any:
+    """Where gradients of a tensor arrive in the graph of operations."""
+    edge = torch.autograd.graph.get_gradient_edge(x)
+    return edge.node, edge.output_nr
 
 
 def _record(probe: Probe, rows: int, gradients: bool, wanted: tuple[Tensor, ...]) -> Traced:
