@@ -88,7 +88,7 @@ def _fused(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcom
     from neurode.fused import run as fused
 
     outcome = fused.solve(problem, stats, tape=gradient == "auto", choose=engine == "auto")
-    stats.gradient = "discrete (auto: exact, on the fused engine)" if gradient == "auto" else "discrete"
+    stats.gradient = "discrete (auto: exact, steps replayed by the fused engine)" if gradient == "auto" else "discrete"
     return outcome
 
 

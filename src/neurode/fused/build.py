@@ -246,7 +246,7 @@ def refuse_counted_twice(tensors: Sequence[Tensor]) -> None:
             if edge[0] in seen:
                 continue
             seen.add(edge[0])
-            stack += [e for e in edge[0].next_functions if e[0] is not None]
+            stack += [e for e in edge[0].next_functions if e[0] is not None]  # pyrefly: ignore[missing-attribute]
 
 
 def _edge(x: Tensor) -> Any:

@@ -23,7 +23,7 @@ from neurode.fused.programs import Bound
 from neurode.fused.refusal import CannotLower
 from neurode.fused.tableau import native_tableau
 
-MEMORY = 256 << 20  # bytes that kept stages may take
+MEMORY = 256 << 20  # bytes that kept stages may take where the user did not say
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,23 @@ def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = Fal
     bound, form = prepare(problem)
     made = bound.entry.made
     assert made is not None
+    recording = made.gradients and torch.is_grad_enabled()
+    if recording and problem.memory is not None and state_bytes(problem) > problem.memory:
+        raise CannotLower("the states of all steps, which the fused engine keeps, may not fit memory=")
     reason = cost.too_large(made.program, problem.method.num_stages) if choose else ""
     if reason:
         raise CannotLower(reason)
-    work = Work(problem, stats, bound, form, made.gradients and torch.is_grad_enabled(), tape)
+    work = Work(problem, stats, bound, form, recording, tape)
     wanted = [bound.tensors[i] for i in made.wanted]
     y1, ys = NativeSolve.apply(work, form.pack(problem.y0), rowdata(problem), *work.times(), *wanted)
     stats.engine = f"fused ({len(made.program.forward)} instructions, {form_name(form, problem)})"
     return work.outcome(form.unpack(y1, problem.y0), None if ys is None else form.unpack(ys, problem.y0))
+
+
+def state_bytes(problem: Problem) -> int:
+    """Bytes of the record of accepted steps, `(t0, t1, y)` a row and step; for an adaptive method at most."""
+    y0, steps = problem.y0, problem.max_steps if problem.grid is None else len(problem.grid) - 1
+    return steps * (y0.numel() * y0.element_size() + 16 * (problem.rows or 1))
 
 
 def form_name(form: LaneForm, problem: Problem) -> str:
@@ -225,8 +234,18 @@ class Work:
         if t_eval is not None:
             s.t_eval, s.num_eval = give(t_eval), len(t_eval)
             s.eval_point_step, s.eval_row_step = (1, 0) if t_eval.ndim == 1 else (t_eval.shape[1], 1)
-        s.keep, s.memory = int(self.recording), MEMORY if self.problem.memory is None else self.problem.memory
+        s.keep, s.memory = (
+            int(self.recording),
+            self._memory(grid) if self.problem.memory is None else self.problem.memory,
+        )
         return s
+
+    def _memory(self, grid: Any) -> int:
+        """What is left of the memory given for stages, beside the states of a fixed grid."""
+        given = self.problem.memory
+        if given is None:
+            return MEMORY
+        return max(0, given - state_bytes(self.problem)) if grid is not None else 0
 
     def _method(self, s: Solve) -> None:
         numbers = native_tableau(self.problem.method)  # kept by the cache as long as the method lives
