@@ -73,8 +73,9 @@ def integrate_joint(problem: Problem) -> Outcome:
     stepping = stepper(problem.method)
     pace = control.pace(problem, stepping)
     saver, pieces, sinks = joint.sinks_for(problem, pace.t0, pace.t1)
-    events, watch = joint_events(problem, pace), control.watch(problem)
+    events, watch, recorder = joint_events(problem, pace), control.watch(problem), problem.recorder
     coupled = problem.method.kind in COUPLED
+    jumps = bool(problem.jump_at) and not coupled
     carry = first_carry(pace, field, y, coupled)
     estimates = Estimates(problem, stepping) if problem.estimates else None
     while pace.running:
@@ -100,12 +101,12 @@ def integrate_joint(problem: Problem) -> Outcome:
             pace.catch(catch)
         if sinks:
             joint.write(sinks, pace.t, step, piece)
-        if problem.recorder is not None:
-            problem.recorder.joint(step)
+        if recorder is not None:
+            recorder.joint(step)
         y = step.y1
         if catch is not None:
             y, carry = catch.after, None
-        elif pace.jumped and not coupled:
+        elif jumps and pace.jumped:
             carry = None
     pace.finish(y)
     outcome = joint_outcome(problem, pace, y, saver, pieces, field.num_calls - calls)
@@ -214,7 +215,7 @@ def integrate_rows(problem: Problem) -> Outcome:
             caught = catch.lanes[:, None]
             carry = torch.where(caught, catch.after, carry) if coupled else None
             y = torch.where(caught, catch.after, y)
-        if pace.jumps is not None and not coupled and bool(pace.jumped.any()):
+        if pace.jumped and not coupled:
             carry = None
         if may_compact and pace.running and pace.wasteful:
             keep = pace.live.nonzero().squeeze(1)

@@ -16,7 +16,7 @@ from neurode._field import Field
 from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
-from neurode._state import Layout, is_vmapped, number, read_state, unreadable
+from neurode._state import Layout, all_finite, is_vmapped, number, read_state, unreadable
 from neurode.control import PID, Callbacks
 from neurode.output.along import along
 from neurode.output.dense import JointDense, RowDense, SharedPieces
@@ -279,8 +279,8 @@ def _events(events: Any) -> tuple[Event, ...]:
 def _refuse_nan(y0: Tensor, layout: Layout, on_failure: str) -> None:
     if unreadable(y0) or (layout.batched and on_failure == "nan"):
         return
-    finite = torch.isfinite(y0.detach())
-    if not bool(finite.all()):
+    if not all_finite(y0):
+        finite = torch.isfinite(y0.detach())
         where = "" if not layout.batched else f" in rows {_some((~finite.all(1)).nonzero().flatten().tolist())}"
         raise InputError(f"y0 holds NaN or infinite values{where}; an initial state must be finite.")
 

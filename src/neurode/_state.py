@@ -217,6 +217,13 @@ def number(t: Any) -> float:
     return float(t.detach()) if isinstance(t, Tensor) else float(t)
 
 
+def all_finite(y: Tensor) -> bool:
+    """Whether all elements are finite: one operation (the largest absolute value keeps NaN) and one host read."""
+    y = y.detach()
+    parts = torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
+    return y.numel() == 0 or math.isfinite(float(torch.linalg.vector_norm(parts, math.inf)))
+
+
 def unreadable(y: Tensor) -> bool:
     """True where values cannot be read: under `torch.compile` and functorch transforms."""
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y)

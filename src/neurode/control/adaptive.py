@@ -160,8 +160,8 @@ class JointPace:
             with torch.no_grad():
                 return self._ratio(step)
         y0, y1, norm = step.y0.detach(), step.y1.detach(), self.problem.norm
-        ratios = [float(norm(scaled_error(self.problem, e, y0, y1))) for e in self.stepper.errors(step)]
-        return ratios[0] if len(ratios) == 1 else two_estimates(ratios[0], ratios[1])
+        ratios = [norm(scaled_error(self.problem, e, y0, y1)) for e in self.stepper.errors(step)]
+        return float(ratios[0]) if len(ratios) == 1 else two_estimates(*torch.stack(ratios).tolist())
 
     def catch(self, catch: Any) -> None:
         """Go on from an event inside the step just taken, or end there."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neurode._solution import Status
-from neurode._state import number, unreadable
+from neurode._state import all_finite, number, unreadable
 from neurode.stepping import Interval, Step, places
 
 
@@ -27,6 +27,9 @@ def grid_of_size(t0: float, t1: float, step_size: float) -> list[float]:
     steps = max(1, math.ceil(span / step_size * (1 - 1e-12)))  # a step shorter by rounding alone is no step
     h = math.copysign(step_size, t1 - t0)
     return [t0 + k * h for k in range(steps)] + [t1]
+
+
+BLOCK = 64  # steps whose times are made in one operation
 
 
 class FixedPace:
@@ -47,9 +50,10 @@ class FixedPace:
         self.accepted: Any = True
         self.status: Any = Status.SUCCESS
         self.num_rejected = self.accepts = 0
-        self.stopped = False
         self.jumps = set(problem.jump_at)
-        self.stamps = self._stamps()
+        self.ahead: list[Interval] = []  # the next steps' intervals, the first at the end
+        self.running = True
+        self._go_on()
 
     def _moves(self) -> bool:
         """Whether the span has a length; a span that a transform follows is taken to have one."""
@@ -81,43 +85,48 @@ class FixedPace:
         return bool(self.jumps) and self.t in self.jumps
 
     @property
-    def running(self) -> bool:
-        return self.index < self.last and not self.stopped
-
-    @property
     def num_accepted(self) -> int:
         return self.accepts + self.index
 
-    @property
-    def interval(self) -> Interval:
-        index = self.index
-        t0, t1 = self.grid[index], self.grid[index + 1]
-        if self.jumps:
-            return Interval(t0, t1, self.dtype, number(t0) in self.jumps, number(t1) in self.jumps)
-        return Interval(t0, t1, self.dtype, stamps=self.stamps[index] if self.stamps else None)
+    def _go_on(self) -> None:
+        """Set the next interval, where there is one."""
+        self.running = self.index < self.last
+        if self.running:
+            if not self.ahead:
+                self.ahead = self._block()[::-1]
+            self.interval = self.ahead.pop()
 
-    def _stamps(self) -> list[Any]:
-        """The times of all stages of all steps, made in one operation, where the grid is plain numbers."""
-        nodes = getattr(self.problem.method, "C", None)
-        if nodes is None or self.jumps or any(isinstance(t, Tensor) for t in self.grid):
-            return []
-        steps = zip(self.grid[:-1], self.grid[1:], strict=True)
+    def _block(self) -> list[Interval]:
+        """The next intervals; where their times are plain numbers, those of all stages are made together."""
+        points = self.grid[self.index : min(self.index + BLOCK, self.last) + 1]
+        steps = list(zip(points[:-1], points[1:], strict=True))
+        nodes, jumps, dtype = getattr(self.problem.method, "C", None), self.jumps, self.dtype
+        if jumps:
+            return [Interval(t0, t1, dtype, number(t0) in jumps, number(t1) in jumps) for t0, t1 in steps]
+        if nodes is None or any(isinstance(t, Tensor) for t in points):
+            return [Interval(t0, t1, dtype) for t0, t1 in steps]
         flat = [t for t0, t1 in steps for t in places(t0, t1, nodes)]
-        times = torch.tensor(flat, dtype=self.dtype, device=self.problem.y0.device).unbind()
+        times = torch.tensor(flat, dtype=dtype, device=self.problem.y0.device).unbind()
         size = len(nodes)
-        return [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
+        stamps = [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
+        return [Interval(t0, t1, dtype, stamps=stamp) for (t0, t1), stamp in zip(steps, stamps, strict=True)]
 
     def judge(self, step: Step) -> None:
         """Accept, and go on to the next point of the grid."""
         self.index += 1
+        if self.ahead:
+            self.interval = self.ahead.pop()
+        else:
+            self._go_on()
 
     def catch(self, catch: Any) -> None:
         """Go on from an event inside the step just taken to the grid's next point, or end there."""
-        self.grid, self.stamps = list(self.grid), []
+        self.grid, self.ahead = list(self.grid), []
         self.index -= 1
         t = catch.t[0]
         self.grid[self.index] = t if t.requires_grad else float(t)
         self.accepts += 1
+        self._go_on()
         if int(catch.ended[0]) >= 0:
             self.stop(list(Status)[int(catch.ended[0])])
 
@@ -128,13 +137,13 @@ class FixedPace:
 
     def stop(self, status: Status) -> None:
         """End here."""
-        self.stopped, self.status = True, status
+        self.running, self.status = False, status
 
     def finish(self, y1: Tensor) -> None:
         """Look once, at the end, whether the state is still finite."""
         if unreadable(y1):
             return
-        if not bool(torch.isfinite(y1.detach()).all()):
+        if not all_finite(y1):
             self.status = Status.NON_FINITE
 
 
@@ -147,7 +156,7 @@ class RowGridPace:
 
     can_compact = False
     poisoned = False
-    jumps = None
+    jumped = False
     wasteful = False
 
     def __init__(self, problem: Any) -> None:

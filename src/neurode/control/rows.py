@@ -65,6 +65,7 @@ class RowPace:
         self.stops = torch.tensor(sorted(set(stops)), dtype=self.t.dtype, device=device) if stops else None
         jumps = sorted({float(s) for s in problem.jump_at})
         self.jumps = torch.tensor(jumps, dtype=self.t.dtype, device=device) if jumps else None
+        self.jumped = False  # whether `f` jumps where some row is now, so that derivatives known there are void
 
     # ---- the beginning
 
@@ -190,16 +191,19 @@ class RowPace:
         self.held = ~accepted
 
     def _read(self) -> None:
-        """The one host read of a step: whether rows end, whether all was finite, how much is watched for."""
+        """The one host read of a step: whether rows end, `f` jumps, all was finite, and what is watched for came."""
         ending = (self.t == self.goal) | (self.held & (self.h <= self.tiny))
         ending &= self.live
         wanted = [ending]
+        if self.jumps is not None:
+            wanted.append(torch.isin(self.t, self.jumps))
         if self.taped:
             wanted.append(~self.finite & self.live)
         if self.watch:
             wanted.append(self.watch(self))
         numbers = torch.stack([mask.any() for mask in wanted]).tolist() if len(wanted) > 1 else [bool(ending.any())]
-        self.poisoned = self.taped and numbers[1]
+        self.jumped = self.jumps is not None and numbers[1]
+        self.poisoned = self.taped and numbers[1 + (self.jumps is not None)]
         self.watched = bool(self.watch) and numbers[-1]
         if numbers[0]:
             stuck = torch.where(self.finite, Status.UNDERFLOW.code, Status.NON_FINITE.code)
@@ -298,11 +302,6 @@ class RowPace:
         self.rtol, self.atol = (_rows_of(tol, keep) for tol in (self.rtol, self.atol))
         with torch.no_grad():
             self._propose()
-
-    @property
-    def jumped(self) -> Any:
-        """`(rows,)`, True where `f` jumps at the present time; False where it never jumps."""
-        return False if self.jumps is None else torch.isin(self.t, self.jumps)
 
     def finish(self, y1: Tensor) -> None:
         """Every accepted state had a finite error: only the counts are left to close."""

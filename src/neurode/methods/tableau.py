@@ -71,6 +71,7 @@ class ButcherTableau:
         kind: `"explicit"`.
         adaptive: whether there is an error estimate.
         fsal: whether the last stage is `f` at the new point, and so the first stage of the next step.
+        terms: for every stage behind the first, which stages enter it and with which weights.
         num_stages: number of rows, an FSAL stage included.
         num_evaluations_per_step: evaluations of `f` that a step costs: one less than the stages when FSAL.
         num_dense_evaluations: further evaluations in a step that needs dense output.
@@ -121,6 +122,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
     kind: ClassVar[str] = "explicit"
     adaptive: bool = field(init=False, repr=False, compare=False)
     fsal: bool = field(init=False, repr=False, compare=False)
+    terms: tuple[tuple[tuple[int, float], ...], ...] = field(init=False, repr=False, compare=False)
     num_stages: int = field(init=False, repr=False, compare=False)
     num_evaluations_per_step: int = field(init=False, repr=False, compare=False)
     num_dense_evaluations: int = field(init=False, repr=False, compare=False)
@@ -212,6 +214,7 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
             adaptive=self.b_error is not None,
             fsal=fsal,
             end_stage=ends[0] if ends else None,
+            terms=tuple(tuple((i, w) for i, w in enumerate(row) if w) for row in self.A[1:]),
             num_stages=num,
             num_evaluations_per_step=num - 1 if fsal or self.reuse_last else num,
             num_dense_evaluations=len(self.extra_a)

@@ -150,6 +150,7 @@ class Events:
         self.caught_at = torch.full_like(t0, torch.nan)
         self.previous: Tensor | None = None
         self.fresh = torch.ones(total, dtype=torch.bool, device=t0.device)
+        self.any_fresh = True
         self.found: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in self.events]
 
     # ---- one step
@@ -169,9 +170,12 @@ class Events:
         with torch.no_grad():
             values = self._sample(piece)
             open_ = self._crossings(values) & accepted
+            rest = self.fresh & ~accepted
+            # The one host read of a step in which nothing happens: whether anything did, and what the next step needs.
+            some, self.any_fresh = torch.stack([open_.any(), rest.any()]).tolist()
         t0, t1 = self.lanes.span(piece, self.span)
         caught: Catch | None = None
-        while bool(open_.any()):
+        while some:
             part, x = self._locate_all(piece, open_)
             first = x.amin(0)
             for i, event in enumerate(self.events):
@@ -183,6 +187,7 @@ class Events:
                 caught, steered = self._register(i, event, mine, t, y, caught)
                 open_[i, part[i], torch.arange(len(mine))] &= ~mine
                 open_ = open_ & ~steered
+            some = bool(open_.any())
         self._carry_over(values, accepted, caught)
         return caught
 
@@ -192,11 +197,10 @@ class Events:
         start = self._values(piece, t0, t1, 0.0) if self.previous is None else self.previous
         columns = [start] + [self._values(piece, t0, t1, part / PARTS) for part in range(1, PARTS + 1)]
         values = torch.stack(columns, 1)
-        if bool(self.fresh.any()):  # zero at t0 or just after an event: what sign does it leave zero with?
+        if self.any_fresh:  # zero at t0 or just after an event: what sign does it leave zero with?
             limit = torch.finfo(self.lanes.dtype).eps ** 0.5 * values.abs().amax(1)
             flat = self.fresh & (start.abs() <= limit)
-            if bool(flat.any()):
-                values[:, 0] = torch.where(flat, self._values(piece, t0, t1, JUST_AFTER), start)
+            values[:, 0] = torch.where(flat, self._values(piece, t0, t1, JUST_AFTER), start)
         return values
 
     def _values(self, piece: Piece, t0: Tensor, t1: Tensor, part: float) -> Tensor:
@@ -342,7 +346,7 @@ class Events:
             self.previous = torch.where(accepted, values[:, -1], values[:, 0])
             self.fresh = self.fresh & ~accepted
         else:
-            self.previous, self.fresh = None, (self.fresh & ~accepted) | caught.lanes
+            self.previous, self.fresh, self.any_fresh = None, (self.fresh & ~accepted) | caught.lanes, True
 
     def compact(self, keep: Tensor) -> None:
         """Go on with the lanes `keep`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neurode._field import Field
@@ -46,9 +47,16 @@ class ExplicitStepper:
         k = field(times[0], y) if carry is None else carry
         ks = [k]
         z = y
-        for weights, t in zip(tableau.A[1:], times[1:], strict=True):
-            z = increment(y, ks, weights, h)
-            ks.append(field(t, z))
+        if isinstance(h, float):
+            for terms, t in zip(tableau.terms, times[1:], strict=True):
+                z = y
+                for i, w in terms:  # `increment`, written out: here it is called at every evaluation of `f`
+                    z = torch.add(z, ks[i], alpha=w * h)
+                ks.append(field(t, z))
+        else:
+            for weights, t in zip(tableau.A[1:], times[1:], strict=True):
+                z = increment(y, ks, weights, h)
+                ks.append(field(t, z))
         if tableau.fsal:
             return Step(interval, y, z, ks, ks[-1], k)
         return Step(interval, y, increment(y, ks, tableau.B, h), ks, ks[-1] if tableau.reuse_last else None, k)
