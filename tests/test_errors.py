@@ -134,3 +134,62 @@ def test_failure_carries_the_solution() -> None:
 def test_nan_on_request() -> None:
     solution = neurode.solve(late_nan, Y, (0.0, 1.0), method="dopri5", on_failure="nan")
     assert not solution.success and torch.isnan(solution.y1).all()
+
+
+FIXED, CHOSEN = dict(method="rk4", steps=3), dict(method="dopri5")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(FIXED, max_step=0.1), "max_step= is for methods that choose their steps"),
+        (dict(FIXED, first_step=0.1), "first_step= is for"),
+        (dict(FIXED, controller=neurode.PID()), "controller= is for"),
+        (dict(FIXED, step_at=[0.5]), "step_at= is for"),
+        (dict(FIXED, jump_at=[0.5]), "no point of the grid"),
+        (dict(CHOSEN, max_step=0.0), "must be a positive length"),
+        (dict(CHOSEN, first_step=-0.1), "must be a positive length"),
+        (dict(CHOSEN, first_step=float("nan")), "must be a positive length"),
+        (dict(CHOSEN, min_step="a"), "must be a length of time"),
+        (dict(CHOSEN, min_step=1.0, max_step=0.5), "is above max_step"),
+        (dict(CHOSEN, step_at=[float("nan")]), "must be finite"),
+        (dict(CHOSEN, controller="pi"), r"neurode\.PID\.pi\(\)"),
+        (dict(CHOSEN, events=None), r"events=\[neurode\.Event"),
+        (dict(CHOSEN, events=[neurode.Event(lambda t, y: y[0])], max_events=0), "max_events=0"),
+        (dict(CHOSEN, norm=lambda y: y), r"norm returned the shape \(2,\)"),
+        (dict(CHOSEN, save="mean"), "save is of type str"),
+        (dict(CHOSEN, save=lambda t, y: None), "returned a NoneType"),
+        (dict(CHOSEN, t_eval=[0.1, float("nan")]), "NaN or infinite times"),
+        (dict(method="rk4", step_size="a"), "must be a positive number"),
+    ],
+)
+def test_options_that_can_do_nothing_say_so(options, says):
+    with pytest.raises(neurode.InputError, match=says):
+        neurode.solve(lambda t, y: -y, torch.ones(2), (0, 1), **options)
+
+
+def test_a_norm_of_rows_returns_one_value_a_row():
+    with pytest.raises(neurode.InputError, match=r"one value a row, of shape \(3,\)"):
+        neurode.solve(
+            lambda t, y: -y, torch.ones(3, 2), (0, 1), batch_dim=0, method="dopri5", norm=lambda y: y.abs().max()
+        )
+
+
+@pytest.mark.parametrize("options", [FIXED, CHOSEN])
+def test_an_f_that_changes_y_is_refused_and_a_sparse_state_too(options):
+    with pytest.raises(neurode.FieldError, match="changed y in place"):
+        neurode.solve(lambda t, y: y.mul_(-1), torch.ones(2), (0, 1), **options)
+    with pytest.raises(neurode.FieldError, match="changed y in place"):
+        neurode.solve(lambda t, y: (y[0].neg_(), y[1]), (torch.ones(2), torch.ones(2)), (0, 1), **options)
+    with pytest.raises(neurode.InputError, match="to_dense"):
+        neurode.solve(lambda t, y: -y, torch.eye(2).to_sparse(), (0, 1), **options)
+
+
+def test_numpy_integers_and_the_meta_device():
+    import numpy as np
+
+    assert (
+        neurode.solve(lambda t, y: -y, torch.ones(2), (0, 1), method="rk4", steps=np.int64(3)).stats.num_accepted == 3
+    )
+    shape = neurode.solve(lambda t, y: -y, torch.ones(4, 2, device="meta"), (0, 1), **FIXED).y1
+    assert shape.is_meta and shape.shape == (4, 2)

@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from neurode._errors import FieldError, InputError
-from neurode._state import Layout, real_dtype
+from neurode._state import Layout, real_dtype, unreadable
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,21 @@ class Field:
             The inner derivative, of the shape and dtype of `y`.
         """
         self.num_calls += 1
+        if self.num_calls == 1 and not unreadable(y) and not y.is_inference():
+            return self._first_call(t, y)
+        return self._call(t, y)
+
+    def _first_call(self, t: Tensor, y: Tensor) -> Tensor:
+        """The first evaluation, which also shows whether `f` leaves `y` alone: a solver goes on using it."""
+        before = y._version
+        dy = self._call(t, y)
+        if y._version != before:
+            raise FieldError(
+                "f(t, y) changed y in place, which the solver goes on using. Return a new tensor: type -y, not y.neg_()."
+            )
+        return dy
+
+    def _call(self, t: Tensor, y: Tensor) -> Tensor:
         if self._time_tail is not None:
             t = self.row_time(t, y)
         if not self._plain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,8 +14,74 @@ from torch import Tensor
 from neurode import methods
 from neurode._errors import InputError, UnknownOptionError, did_you_mean
 from neurode._state import Layout, number
+from neurode.control import PID
 from neurode.control.fixed import grid_of_size, grid_of_steps
 from neurode.output.estimates import NAMES, estimated
+
+
+def read_control(
+    method: Any, grid: Any, controller: Any, first_step: Any, min_step: Any, max_step: Any, step_at: Any, jump_at: Any
+) -> dict[str, Any]:
+    """What controls the steps, as `Problem` has it.
+
+    Raises:
+        InputError: a value that controls nothing, or an option of adaptive methods for one that walks along a grid.
+    """
+    lengths = {"first_step": first_step, "min_step": min_step, "max_step": max_step}
+    stops, jumps = _floats("step_at", step_at), _floats("jump_at", jump_at)
+    if grid is not None:
+        given = [name for name, value in lengths.items() if isinstance(value, Tensor) or value != DEFAULT_LENGTHS[name]]
+        given += ["controller"] * (controller is not None) + ["step_at"] * bool(stops)
+        if given:
+            raise InputError(
+                f"{given[0]}= is for methods that choose their steps, but {method.name!r} walks along a grid. Leave it out,"
+                " or give the grid that you want: grid=[t0, ..., t1]."
+            )
+        _refuse_off_grid(jumps, grid)
+    if controller is not None and not isinstance(controller, PID):
+        raise InputError(f"controller={controller!r}; type controller=neurode.PID.pi() or another neurode.PID.")
+    for name, value in lengths.items():
+        if value is not None:
+            _refuse_length(name, value, zero=name == "min_step")
+    if float(min_step) > float(max_step):
+        raise InputError(f"min_step={min_step!r} is above max_step={max_step!r}.")
+    return {"controller": controller or PID.pi(), **lengths, "step_at": stops, "jump_at": jumps}
+
+
+DEFAULT_LENGTHS = {"first_step": None, "min_step": 0.0, "max_step": math.inf}
+
+
+def _refuse_length(name: str, value: Any, zero: bool) -> None:
+    if isinstance(value, Tensor):
+        good = bool(((value >= 0) if zero else (value > 0)).all())
+    elif isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{name}={value!r}; it must be a length of time, such as {name}=0.1.")
+    else:
+        good = value >= 0 if zero else value > 0
+    if not good:
+        raise InputError(f"{name}={value!r}; it must be a positive length (its direction follows t_span).")
+
+
+def _floats(name: str, times: Any) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(t) for t in times)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}={times!r}; it must be a list or tensor of times.") from error
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{name}={times!r}; all times must be finite.")
+    return numbers
+
+
+def _refuse_off_grid(jumps: tuple[float, ...], grid: Any) -> None:
+    """On a grid, `f` may jump at points of it, or outside of the span."""
+    columns = ([number(t) for t in grid],) if not isinstance(grid, Tensor) else grid.detach().T.tolist()
+    for jump in jumps:
+        for points in columns:
+            if min(points[0], points[-1]) < jump < max(points[0], points[-1]) and jump not in points:
+                raise InputError(
+                    f"jump_at holds {jump:g}, which is no point of the grid, so that a step would go across it. Type"
+                    f" grid=[t0, ..., {jump:g}, ..., t1]."
+                )
 
 
 def choose_method(method: Any, fixed: bool, rtol: Any) -> tuple[Any, str]:
@@ -93,14 +160,17 @@ def refuse_grids(method: Any, given: dict[str, Any]) -> bool:
 
 
 def _steps_grid(t0: Any, t1: Any, steps: Any) -> Any:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise InputError(f"steps={steps!r}; it must be a whole number of at least 1.")
-    grid = grid_of_steps(t0, t1, steps)
+    grid = grid_of_steps(t0, t1, int(steps))
     return torch.stack(list(grid)) if isinstance(t0, Tensor) and t0.ndim else grid
 
 
 def _size_grid(t0: Any, t1: Any, step_size: Any) -> Any:
-    size = float(step_size)
+    try:
+        size = float(step_size)
+    except (TypeError, ValueError):
+        size = math.nan
     if not (math.isfinite(size) and size > 0):
         raise InputError(f"step_size={step_size!r}; it must be a positive number (its direction follows t_span).")
     if not isinstance(t0, Tensor) and not isinstance(t1, Tensor):
@@ -266,6 +336,13 @@ def read_norm(norm: Any, layout: Layout) -> Callable[[Tensor], Tensor]:
         return NORMS[norm or "rms"][layout.batched]
     if not callable(norm):
         raise InputError(f"norm={norm!r}; it must be 'rms', 'max' or a callable on the state.")
-    if layout.plain:
-        return norm
-    return lambda x: norm(layout.unpack(x))
+
+    def checked(x: Tensor) -> Tensor:
+        value = torch.as_tensor(norm(layout.unpack(x)), device=x.device)
+        shape = x.shape[:1] if layout.batched else ()
+        if value.shape != shape and (layout.batched or value.numel() != 1):
+            needed = f"one value a row, of shape {tuple(shape)}" if layout.batched else "one number"
+            raise InputError(f"norm returned the shape {tuple(value.shape)}; it must return {needed}.")
+        return value.reshape(shape)
+
+    return checked

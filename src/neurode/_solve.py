@@ -135,7 +135,7 @@ def solve(
         <Status.SUCCESS: 'reached the end of t_span'>
     """
     _refuse_unknown(unknown)
-    _refuse_words(f, batch_dim, engine, on_failure, max_steps, args)
+    _refuse_words(f, batch_dim, engine, on_failure, max_steps, args, save)
     layout, state = read_state(y0, batch_dim)
     fixed = any(value is not None for value in (steps, step_size, grid))
     chosen, method_note = _options.choose_method(method, fixed, rtol)
@@ -149,6 +149,7 @@ def solve(
     _refuse_nan(state, layout, on_failure)
     field = Field(f, layout, args, has_aux)
     field.check_rows(rows)
+    points = _options.read_grid(chosen, t0, t1, steps, step_size, grid)
     lowest = torch.finfo(layout.dtype).eps if chosen.adaptive and check_tolerance else 0.0
     problem = Problem(
         field=field,
@@ -157,18 +158,13 @@ def solve(
         t0=t0,
         t1=t1,
         method=chosen,
-        grid=_options.read_grid(chosen, t0, t1, steps, step_size, grid),
+        grid=points,
         rtol=_options.read_tolerance("rtol", rtol, layout, state, lowest),
         atol=_options.read_tolerance("atol", atol, layout, state, 0.0),
         norm=_options.read_norm(norm, layout),
-        controller=controller or PID.pi(),
-        first_step=first_step,
-        min_step=min_step,
-        max_step=max_step,
-        step_at=_floats("step_at", step_at),
-        jump_at=_floats("jump_at", jump_at),
+        **_options.read_control(chosen, points, controller, first_step, min_step, max_step, step_at, jump_at),
         t_eval=_times.read_t_eval(t_eval, t0, t1, layout, rows),
-        events=_events(events),
+        events=_events(events, max_events),
         max_events=max_events,
         dense=dense,
         max_steps=max_steps,
@@ -232,7 +228,7 @@ def check_options(options: dict[str, Any]) -> None:
     _options.refuse_grids(chosen, given)
 
 
-def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_steps: Any, args: Any) -> None:
+def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_steps: Any, args: Any, save: Any) -> None:
     if not callable(f):
         raise InputError(f"f is of type {type(f).__name__}; it must be a callable f(t, y) that returns dy/dt.")
     if batch_dim not in (None, 0) or batch_dim is False:
@@ -242,19 +238,14 @@ def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_step
         raise InputError(f"on_failure={on_failure!r}; it must be 'raise' or 'nan'.")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise InputError(f"max_steps={max_steps!r}; it must be a whole number of at least 1.")
+    if save is not None and not callable(save):
+        raise InputError(f"save is of type {type(save).__name__}; it must be a function save(t, y).")
     if not isinstance(args, tuple | list):
         raise InputError(f"args is of type {type(args).__name__}; it must be a tuple: type args=(value,).")
 
 
 def _wide(t_eval: Any) -> bool:
     return isinstance(t_eval, Tensor) and t_eval.ndim == 2
-
-
-def _floats(name: str, times: Any) -> tuple[float, ...]:
-    try:
-        return tuple(float(t) for t in times)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}={times!r}; it must be a list or tensor of times.") from error
 
 
 def _callbacks(callbacks: Any, method: Any, layout: Layout) -> Callbacks | None:
@@ -268,8 +259,13 @@ def _callbacks(callbacks: Any, method: Any, layout: Layout) -> Callbacks | None:
     return callbacks
 
 
-def _events(events: Any) -> tuple[Event, ...]:
-    events = (events,) if isinstance(events, Event) else tuple(events)
+def _events(events: Any, max_events: Any) -> tuple[Event, ...]:
+    if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
+        raise InputError(f"max_events={max_events!r}; it must be a whole number of at least 1.")
+    try:
+        events = (events,) if isinstance(events, Event) else tuple(events)
+    except TypeError as error:
+        raise InputError(f"events={events!r}; type events=[neurode.Event(g, terminal=True)].") from error
     for event in events:
         if not isinstance(event, Event):
             raise InputError(f"events holds a {type(event).__name__}; type events=[neurode.Event(g, terminal=True)].")

@@ -189,6 +189,8 @@ def _refuse_unusable(leaves: list[Tensor], batch_dim: int | None) -> None:
     if not leaves:
         raise InputError("y0 is a pytree without tensors. Give a state with at least one tensor.")
     for leaf in leaves:
+        if leaf.layout is not torch.strided:
+            raise InputError(f"y0 has the layout {leaf.layout}; a state is a dense tensor. Type y0.to_dense().")
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise InputError(
                 f"y0 has the integer dtype {leaf.dtype}; a state needs a floating or complex dtype. Type"
@@ -225,8 +227,8 @@ def all_finite(y: Tensor) -> bool:
 
 
 def unreadable(y: Tensor) -> bool:
-    """True where values cannot be read: under `torch.compile` and functorch transforms."""
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y)
+    """True where values cannot be read: under `torch.compile`, functorch transforms, and on the meta device."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y) or y.is_meta
 
 
 def is_vmapped(y: Tensor) -> bool:

@@ -126,7 +126,9 @@ def _refuse_outside(times: Tensor, t0: Any, t1: Any) -> None:
         times = times.unsqueeze(1)
     sign = torch.where(end >= start, 1.0, -1.0)
     signed = times * sign
-    if bool((signed[1:] < signed[:-1]).any()) or bool(torch.isnan(times).any()):
+    if not bool(torch.isfinite(times).all()):
+        raise InputError("t_eval holds NaN or infinite times; all must be finite.")
+    if bool((signed[1:] < signed[:-1]).any()):
         raise InputError(
             "t_eval is not sorted along the integration: it must run from t0 to t1 (repeats are fine). Type"
             f" t_eval.sort({'' if bool((sign > 0).all()) else 'descending=True'}).values."

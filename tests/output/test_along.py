@@ -173,7 +173,7 @@ def test_a_pytree_state_sees_its_own_structure_and_time():
 
 def test_integrals_refuse_what_they_cannot_do():
     f, y0 = lambda t, y: -y, torch.ones(2)
-    with pytest.raises(neurode.InputError, match="integrate is a int"):
+    with pytest.raises(neurode.InputError, match="integrate is of type int"):
         neurode.solve(f, y0, (0, 1), integrate=3)
     with pytest.raises(neurode.InputError, match="returned float"):
         neurode.solve(f, y0, (0, 1), integrate=lambda t, y: 1.0)

@@ -257,3 +257,23 @@ def test_steps_as_outputs():
     for row, saved in enumerate(sol.num_saved.tolist()):
         assert not torch.isnan(sol.ys[:saved, row]).any() and torch.isnan(sol.ys[saved:, row]).all()
         assert torch.equal(sol.ys[saved - 1, row], sol.y1[row]) and sol.ts[saved - 1, row] == 1
+
+
+@BATCH
+def test_a_span_shorter_than_a_step_can_be_is_one_step(batch_dim):
+    for t1 in (1.0 + 1e-15, 1.0 + 4e-15):
+        sol = neurode.solve(DECAY, torch.ones(2, 1), (1.0, t1), batch_dim=batch_dim, method="dopri5")
+        assert torch.allclose(sol.y1, torch.ones(2, 1), rtol=1e-14, atol=0)
+
+
+def test_a_grid_of_every_row_sees_jumps_from_inside():
+    """y' = 1 before t = 0.5 and -1 from there: exact on a grid that has the jump, for rows that run either way."""
+    f = lambda t, y: torch.where(t < 0.5, 1.0, -1.0) + 0 * y
+    span = (torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 2.0]))
+    sol = neurode.solve(f, torch.zeros(3, 1), span, batch_dim=0, method="rk4", steps=4, jump_at=[0.5])
+    assert sol.y1.flatten().tolist() == pytest.approx([0.0, 0.0, -1.0], abs=1e-15)
+
+
+def test_no_rows_have_statistics_too():
+    sol = neurode.solve(DECAY, torch.ones(0, 3), (0, 1), batch_dim=0, method="dopri5", save=lambda t, y: y.sum(-1))
+    assert sol.ys.shape == (1, 0)

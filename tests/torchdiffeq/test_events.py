@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchdiffeq as theirs
 
+import neurode
 import neurode.torchdiffeq as ours
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
@@ -99,6 +100,18 @@ def test_first_of_several_and_booleans():
         lambda t, y: torch.ones_like(y), torch.zeros(1), torch.tensor([0.0, 1.0]), event_fn=lambda t, y: y[0] < 0.75
     )[0]
     assert float(yes_or_no) == pytest.approx(0.75, abs=1e-6)
+
+
+@pytest.mark.parametrize("g", [lambda t, y: y[0] < 0.75, lambda t, y: 0.75 - y[0].detach()])
+def test_an_event_without_a_derivative_is_found_and_refuses_its_gradient(g):
+    y0 = torch.zeros(1, requires_grad=True)
+    t, y = ours.odeint_event(lambda t, y: torch.ones_like(y), y0, torch.tensor(0.0), event_fn=g)
+    assert float(t) == pytest.approx(0.75, abs=1e-3) and y.shape == (2, 1)
+    y[0].sum().backward(retain_graph=True)  # the start does not move with the event
+    assert float(y0.grad) == 1.0
+    for value in (t, y[-1].sum()):
+        with pytest.raises(neurode.GradientError, match="no derivative there"):
+            value.backward(retain_graph=True)
 
 
 @pytest.mark.parametrize("kwargs", METHODS, ids=lambda k: k["method"])

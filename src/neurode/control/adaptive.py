@@ -108,7 +108,7 @@ class JointPace:
             end = target
         else:
             end = self.t + self.sign * self.h
-        if self.running and self.h < resolution(self.t, abs(self.t1 - self.t0)) and not self.cut:
+        if self.running and self.h < resolution(self.t, abs(self.t1 - self.t0)) and end != target:
             self.stop(Status.UNDERFLOW if self.finite else Status.NON_FINITE)
         self.end = end
         self.interval = self._span(self.t, end, self.start)

@@ -156,11 +156,14 @@ class RowGridPace:
 
     can_compact = False
     poisoned = False
-    jumped = False
     wasteful = False
 
     def __init__(self, problem: Any) -> None:
         self.grid, self.dtype = problem.grid, problem.field.time_dtype
+        self.jumps = torch.tensor(problem.jump_at, dtype=self.grid.dtype, device=self.grid.device)
+        self.jumped = bool(
+            problem.jump_at
+        )  # without looking where: a derivative known at a step's end is not carried on
         self.exact = self.grid.detach()
         device = self.exact.device
         points, total = self.exact.shape
@@ -193,7 +196,10 @@ class RowGridPace:
 
     @property
     def interval(self) -> Interval:
-        return Interval(self.start, self.end, self.dtype)
+        if not self.jumped:
+            return Interval(self.start, self.end, self.dtype)
+        ends = (torch.isin(t.detach(), self.jumps) for t in (self.start, self.end))
+        return Interval(self.start, self.end, self.dtype, *ends)
 
     def judge(self, step: Step) -> None:
         """Accept every row that moved."""

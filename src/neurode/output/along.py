@@ -9,6 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from neurode._errors import InputError
 from neurode._state import Layout, real_dtype
 
 
@@ -36,7 +37,7 @@ def along(call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: 
         gone = ~torch.isfinite(t.detach())
         for part in parts:
             finite = torch.isfinite(part.detach())
-            gone = gone | ~(finite.reshape(*rows, -1).all(-1))
+            gone = gone | ~(finite.flatten(1).all(1) if layout.batched else finite.all())
         safe = [torch.where(_wide(gone, part), first, part) for part, first in zip(parts, start, strict=True)]
         t = torch.where(gone, moment, t).to(real_dtype(layout.dtype))
         t = t.reshape(-1, *layout.time_shape) if layout.batched else t
@@ -54,7 +55,13 @@ def _wide(mask: Tensor, like: Tensor) -> Tensor:
 
 def _masked(value: Any, gone: Tensor) -> Tensor:
     """NaN where nothing was solved; a statistic over all rows is NaN where any row is."""
-    value = torch.as_tensor(value)
+    try:
+        value = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"a function of the outputs (save=, or the aux of f) returned a {type(value).__name__}; it must return numbers or"
+            " tensors, alone or in a pytree."
+        ) from error
     if not (value.is_floating_point() or value.is_complex()):
         return value
     by_row = gone.ndim and value.ndim and value.shape[0] == len(gone)

@@ -98,7 +98,8 @@ class RowDense:
         self.ends = (torch.stack(pieces.ends) * sign).T.contiguous() if self.pieces else None
 
     def __call__(self, t: Any, derivative: bool = False) -> Any:
-        rows, shape = len(self.t0), tuple(getattr(t, "shape", ()))
+        t = torch.as_tensor(t, dtype=self.t0.dtype, device=self.y0.device)
+        rows, shape = len(self.t0), tuple(t.shape)
         if shape and shape[-1] != rows:
             raise InputError(f"t has shape {shape}; with batch_dim=0 its last dimension must be {rows} rows.")
         t = _read(t, self.t0, self.t1, self.y0.device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurode._errors import GradientError
 from neurode.torchdiffeq._odeint import odeint
 from neurode.torchdiffeq._terminal import combined
 
@@ -80,11 +81,38 @@ def _follow(
         parts = tuple(y.detach().requires_grad_() for y in state)
         value = g(time, parts if tuples else parts[0])
         inputs = (time, *parts)
+        if not value.requires_grad:  # a constant or a boolean: where it changes is known, how that place moves is not
+            return _unknown(t, state)
         g_t, *g_y = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         dy = func(time.detach(), tuple(y.detach() for y in parts) if tuples else parts[0].detach())
         slope = tuple(d.reshape(y.shape).to(y.dtype) for d, y in zip(dy if tuples else (dy,), state, strict=True))
         rate = g_t + sum((a.conj() * b).sum().real for a, b in zip(g_y, slope, strict=True))
+        if float(rate) == 0.0:
+            return _unknown(t, state)
     motion = sum((a.conj() * (y - y.detach())).sum().real for a, y in zip(g_y, state, strict=True))
     shift = -motion / rate  # zero, with a gradient
     return t + shift.to(t.dtype), tuple(y + f * shift for y, f in zip(state, slope, strict=True))
+
+
+def _unknown(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    t, *state = _Unknown.apply(t, *state)
+    return t, tuple(state)
+
+
+class _Unknown(torch.autograd.Function):
+    """Lets time and state of an event through, and raises where a gradient of theirs is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> Any:
+        return tuple(value.clone() for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        if any(bool((grad != 0).any()) for grad in grads):
+            raise GradientError(
+                "the gradient of an event was asked for, but event_fn has no derivative there (it is constant, boolean, or"
+                " only touches zero), so that nobody knows how the event moves. Let event_fn pass through zero as a smooth"
+                " function of t and y, or detach the event's time and state."
+            )
+        return grads
