@@ -57,7 +57,8 @@ def _refuse_length(name: str, value: Any, zero: bool) -> None:
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}={value!r}; it must be a length of time, such as {name}=0.1.")
     else:
-        good = value >= 0 if zero else value > 0
+        length = float(value)
+        good = length >= 0 if zero else length > 0
     if not good:
         raise InputError(f"{name}={value!r}; it must be a positive length (its direction follows t_span).")
 

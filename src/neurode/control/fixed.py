@@ -198,8 +198,8 @@ class RowGridPace:
     def interval(self) -> Interval:
         if not self.jumped:
             return Interval(self.start, self.end, self.dtype)
-        ends = (torch.isin(t.detach(), self.jumps) for t in (self.start, self.end))
-        return Interval(self.start, self.end, self.dtype, *ends)
+        after, before = (torch.isin(t.detach(), self.jumps) for t in (self.start, self.end))
+        return Interval(self.start, self.end, self.dtype, after, before)
 
     def judge(self, step: Step) -> None:
         """Accept every row that moved."""

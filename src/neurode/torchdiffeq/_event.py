@@ -96,8 +96,8 @@ def _follow(
 
 
 def _unknown(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    t, *state = _Unknown.apply(t, *state)
-    return t, tuple(state)
+    moved = _Unknown.apply(t, *state)
+    return moved[0], tuple(moved[1:])
 
 
 class _Unknown(torch.autograd.Function):
