@@ -35,9 +35,9 @@ class Row:
 
     gradient: Any
     limits: tuple[float, float] = (1e-12, 1e-5)
-    retraces: bool = False
     options: Callable[[dict[str, Any]], dict[str, Any]] = lambda options: options
     baseline: Callable[[dict[str, Any]], dict[str, Any]] = lambda options: options
+    retraces: bool = False
 
     @property
     def handles(self) -> frozenset[str]:
@@ -49,7 +49,7 @@ class Row:
 def fine(options: dict[str, Any]) -> dict[str, Any]:
     """The same problem with steps so short that what converges has converged."""
     adaptive = neurode.methods.get(options["method"]).adaptive
-    return options | ({"rtol": 1e-10, "atol": 1e-10} if adaptive else {"steps": 60})
+    return options | ({"method": "dop853", "rtol": 1e-10, "atol": 1e-10} if adaptive else {"steps": 90})
 
 
 def coupled(options: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +65,9 @@ STRATEGIES: dict[str, Row] = {
     "reversible": Row("reversible", retraces=True, baseline=coupled),
     "continuous": Row("continuous", (1e-6, 1e-3), fine),
     "continuous, seminorm": Row(Continuous(norm="seminorm"), (1e-6, 1e-3), fine),
+    "continuous, interpolated": Row(Continuous(interpolate=True), (1e-6, 1e-3), fine),
+    "continuous, quadrature": Row(Continuous(quadrature=True), (1e-6, 1e-3), fine),
+    "continuous, both": Row(Continuous(interpolate=True, quadrature=True), (1e-6, 1e-3), fine),
 }
 
 
