@@ -74,7 +74,8 @@ def _ahead_of_capture(problem: Problem, engine: str, gradient: Any, strategy: An
     """Why the eager engine takes a problem, as far as that can be said without looking at what f does."""
     if unreadable(problem.y0):
         return "torch.compile or a torch.func transform surrounds the solve"
-    if torch.is_grad_enabled() and gradient != "auto" and not getattr(strategy, "fused", False):
+    differs = torch.is_grad_enabled() or getattr(strategy, "own_scheme", False)  # then without gradients too
+    if differs and gradient != "auto" and not getattr(strategy, "fused", False):
         return f"gradient={getattr(strategy, 'name', strategy)!r} goes through PyTorch"
     if engine == "fused":
         return ""

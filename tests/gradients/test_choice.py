@@ -78,7 +78,9 @@ def test_says_what_and_why() -> None:
 
 def test_tiny_steps_may_fit_the_tape_even_unknown_in_number() -> None:
     w = torch.tensor(0.5, requires_grad=True)
-    solution = neurode.solve(lambda t, y: w * y, [1.0], (0.0, 1.0), method="dopri5", max_steps=100, memory=10**8, engine="eager")
+    solution = neurode.solve(
+        lambda t, y: w * y, [1.0], (0.0, 1.0), method="dopri5", max_steps=100, memory=10**8, engine="eager"
+    )
     assert solution.stats.gradient.startswith("autograd (auto: ")
 
 

@@ -52,6 +52,8 @@ class Retrace:
 
     name = "reversible"
     handles: ClassVar = frozenset({"rows", "coupled"})
+    fused = False  # whether the fused engine gives this gradient
+    own_scheme = True  # whether the forward numbers are those of another scheme than the method asked for
 
     def solve(self, problem: Problem, stats: Stats) -> Outcome:
         """Integrate the coupling without a tape, and attach the way back."""
