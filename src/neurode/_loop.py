@@ -96,13 +96,13 @@ def integrate_joint(problem: Problem) -> Outcome:
             piece, carry = stepping.piece(field, step)
         if events is not None:
             catch = events.scan(piece)
+        if recorder is not None:
+            recorder.joint(step, () if events is None else events.marks, catch)
         if catch is not None:
             step = joint.cut(step, catch)
             pace.catch(catch)
         if sinks:
             joint.write(sinks, pace.t, step, piece)
-        if recorder is not None:
-            recorder.joint(step)
         y = step.y1
         if catch is not None:
             y, carry = catch.after, None
@@ -201,12 +201,12 @@ def integrate_rows(problem: Problem) -> Outcome:
             step = stepping.step(field, pace.clean_interval, y, carry)
         piece, ahead = outputs.piece(pace, step)
         catch = events.scan(piece, pace.accepted) if events is not None else None
+        if problem.recorder is not None:
+            problem.recorder.rows(pace, step, () if events is None else events.marks, catch)
         if catch is not None:
             pace.catch(catch)
             piece = piece._replace(y1=torch.where(catch.lanes[:, None], catch.before, piece.y1))
         outputs.take(pace, piece)
-        if problem.recorder is not None:
-            problem.recorder.rows(pace, step)
         if estimates is not None:
             estimates.rows(pace, step)
         pace.count(field.num_calls - calls)

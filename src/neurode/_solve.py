@@ -311,7 +311,7 @@ def _solution_of(problem: Problem, outcome: Outcome, stats: Stats) -> Solution:
         stats=stats,
         t1=torch.as_tensor(outcome.t1, dtype=outcome.ts.dtype, device=outcome.ts.device),
         num_saved=outcome.num_saved,
-        events=outcome.events,
+        events=tuple(replace(record, y=layout.unpack(record.y, lead=1)) for record in outcome.events),
         interpolant=_interpolant(problem, outcome),
         **outcome.estimates or {},
     )

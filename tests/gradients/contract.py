@@ -63,11 +63,11 @@ STRATEGIES: dict[str, Row] = {
     "discrete, 3 checkpoints": Row(Discrete(checkpoints=3)),
     "discrete, 1 checkpoint, one stage alive": Row(Discrete(checkpoints=1, alive="stage")),
     "reversible": Row("reversible", retraces=True, baseline=coupled),
-    "continuous": Row("continuous", (1e-6, 1e-3), fine),
-    "continuous, seminorm": Row(Continuous(norm="seminorm"), (1e-6, 1e-3), fine),
-    "continuous, interpolated": Row(Continuous(interpolate=True), (1e-6, 1e-3), fine),
-    "continuous, quadrature": Row(Continuous(quadrature=True), (1e-6, 1e-3), fine),
-    "continuous, both": Row(Continuous(interpolate=True, quadrature=True), (1e-6, 1e-3), fine),
+    "continuous": Row("continuous", (1e-6, 1e-3), options=fine),
+    "continuous, seminorm": Row(Continuous(norm="seminorm"), (1e-6, 1e-3), options=fine),
+    "continuous, interpolated": Row(Continuous(interpolate=True), (1e-6, 1e-3), options=fine),
+    "continuous, quadrature": Row(Continuous(quadrature=True), (1e-6, 1e-3), options=fine),
+    "continuous, both": Row(Continuous(interpolate=True, quadrature=True), (1e-6, 1e-3), options=fine),
 }
 
 

@@ -194,16 +194,6 @@ def test_side_effects_are_refused_at_the_start(gradient: Any) -> None:
     refused(in_place, "in place", gradient=gradient)
 
 
-def test_what_it_does_not_go_through_is_refused_at_the_start() -> None:
-    f = lambda t, y: -y
-    refused(f, "dense", dense=True)
-    refused(f, "steps", t_eval="steps")
-    refused(f, "events", events=[neurode.Event(lambda t, y: y.sum())])
-    refused(
-        f, "multistep", method="adams_bashforth" if "adams_bashforth" in neurode.methods.METHODS else "explicit_adams"
-    )
-
-
 def test_second_derivatives_and_transforms_are_refused() -> None:
     w = torch.tensor(0.5, requires_grad=True)
     end = lambda y: solve(lambda t, y: w * y, y, (0.0, 1.0), method="rk4", steps=4, gradient="discrete").y1.sum()

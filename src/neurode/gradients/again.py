@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode._loop import integrate
+from neurode._loop import Outcome, integrate
 from neurode._problem import Problem
 from neurode._solution import Stats
 from neurode.gradients.inputs import Inputs, Replayed, uncached_autocast
@@ -84,7 +84,13 @@ def derivative(function: Function, xs: Sequence[Any], grads: Sequence[Any]) -> l
 
 
 def on_tape(
-    problem: Problem, inputs: Inputs, autocast: Any, times: Sequence[Any], xs: Sequence[Any], grads: Sequence[Any]
+    problem: Problem,
+    inputs: Inputs,
+    autocast: Any,
+    times: Sequence[Any],
+    xs: Sequence[Any],
+    grads: Sequence[Any],
+    read: Callable[[Outcome], list[Tensor]],
 ) -> list[Any]:
     """The gradients of a solve with a graph of their own (`create_graph=True`), by solving again on the tape.
 
@@ -94,7 +100,8 @@ def on_tape(
         autocast: the autocast of the forward solve.
         times: t0, t1, grid and t_eval as they were solved with.
         xs: y0, then those of the times that need a gradient (None for others), then the values of `inputs`.
-        grads: cotangents of `y1` and `ys`; of `ys` None where there were no output times.
+        grads: cotangents of what `read` returns; None where nothing came.
+        read: takes from an outcome what is differentiated.
 
     Returns:
         A gradient for each of `xs`.
@@ -110,10 +117,9 @@ def on_tape(
         again = replace(problem, field=replayed.field, y0=y0, t0=t0, t1=t1, grid=grid, t_eval=t_eval, recorder=None)
         with replayed.outer(), uncached_autocast(autocast):
             outcome = integrate(again)
-        outs = [outcome.y1] if problem.t_eval is None else [outcome.y1, outcome.ys]
-        return outs, [y0, *cut, *replayed.wanted]
+        return read(outcome), [y0, *cut, *replayed.wanted]
 
-    return derivative(solve, xs, grads[:1] if problem.t_eval is None else grads)
+    return derivative(solve, xs, grads)
 
 
 def recomputed(stats: Stats, strategy: str) -> Stats:

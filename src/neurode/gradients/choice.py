@@ -19,7 +19,7 @@ from neurode.gradients.autograd import Autograd
 from neurode.gradients.continuous import Continuous
 from neurode.gradients.discrete import Discrete
 from neurode.gradients.features import refuse
-from neurode.gradients.inputs import find_inputs
+from neurode.gradients.inputs import inputs_of
 from neurode.gradients.rehearsal import rehearse, traceless
 from neurode.gradients.reversible import Retrace
 
@@ -239,7 +239,7 @@ def _refusal(problem: Problem) -> str:
     try:
         refuse(Discrete(), problem, STRATEGIES.values())
         with traceless(problem.y0):
-            find_inputs(problem.field, _start(problem), problem.y0, "discrete")
+            inputs_of(problem, "discrete")
     except GradientError as error:
         return str(error)
     return ""

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from neurode._errors import GradientError, InputError
-from neurode._loop import Outcome, end_time, integrate, time_dtype
+from neurode._loop import Outcome, integrate, time_dtype
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
-from neurode._state import number
+from neurode.control import standins
 from neurode.gradients.again import on_tape, recomputed
-from neurode.gradients.inputs import Inputs, Replayed, autocast_state, find_inputs, refuse_unlisted, uncached_autocast
-from neurode.gradients.replay import JointReplay, Recorder, RowReplay
-from neurode.gradients.stages import StageField
+from neurode.gradients.inputs import Inputs, Replayed, autocast_state, inputs_of, uncached_autocast
+from neurode.gradients.record import Recorder
+from neurode.gradients.replay import JointReplay, RowReplay
+from neurode.gradients.sweep import Sweep
+from neurode.gradients.totals import Times, moving_times, still
+from neurode.gradients.values import Attach, Parts, values_of
+from neurode.stepping import stepper
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Discrete:
     checkpoints: int | None = None
 
     name = "discrete"
-    handles: ClassVar = frozenset({"rows", "symplectic"})
+    handles: ClassVar = frozenset({"events", "dense", "steps", "rows", "adams", "symplectic"})
 
     def __post_init__(self) -> None:
         if self.alive not in ("step", "stage"):
@@ -68,71 +72,78 @@ class Discrete:
         """Integrate without a tape, keep states, and attach the way back."""
         if not torch.is_grad_enabled():
             return integrate(problem)
-        start = number(problem.t0) if not problem.per_row else problem.t0.detach()
-        t = torch.as_tensor(start, dtype=problem.field.time_dtype, device=problem.y0.device)
-        work = _Work(self, problem, stats, find_inputs(problem.field, t, problem.y0, self.name))
-        times = _moving(problem)
-        y1, ys = _Function.apply(work, problem.y0, *times, *work.inputs.all)
-        ys = y1.unsqueeze(0) if problem.t_eval is None else ys
-        end = end_time(problem, work.outcome.status, work.outcome.t1)
-        return replace(work.outcome, y1=y1, ys=ys, ts=_output_times(problem, work.outcome), t1=end)
-
-
-def _moving(problem: Problem) -> list[Any]:
-    """The times that need a gradient, for the autograd function: t0, t1, the grid and the outputs; None for the others."""
-
-    def wanted(t: Any) -> Any:
-        return t if isinstance(t, Tensor) and t.requires_grad else None
-
-    grid = problem.grid
-    if isinstance(grid, (list, tuple)):
-        moves = any(isinstance(t, Tensor) and t.requires_grad for t in grid)
-        dtype = time_dtype(problem.y0.device)
-        grid = torch.stack([torch.as_tensor(t, dtype=dtype, device=problem.y0.device) for t in grid]) if moves else None
-    if problem.grid is not None:
-        return [None, None, wanted(grid), wanted(problem.t_eval)]
-    return [wanted(problem.t0), wanted(problem.t1), None, wanted(problem.t_eval)]
-
-
-def _output_times(problem: Problem, outcome: Outcome) -> Tensor:
-    """The times of the outputs with the gradients that the user's own have."""
-    if isinstance(problem.t_eval, Tensor):
-        return problem.t_eval
-    t1 = problem.t1
-    return t1.unsqueeze(0) if isinstance(t1, Tensor) and t1.requires_grad else outcome.ts
+        work = _Work(self, problem, stats, inputs_of(problem, self.name))
+        values = _Function.apply(work, problem.y0, *work.moving, *work.inputs.all)
+        return work.attach(dict(zip(work.names, values, strict=True)))
 
 
 class _Work:
-    """What the forward and the backward pass of one solve share."""
+    """What the forward and the backward pass of one solve share.
+
+    Attributes:
+        moving: t0, t1, grid and output times, None for those that need no gradient.
+        names: what the values are that autograd has been given.
+        parts: which of them are parts of interpolants.
+        record: the steps.
+        gone: `(rows,)`, True for rows that became NaN; or None.
+    """
 
     def __init__(self, settings: Discrete, problem: Problem, stats: Stats, inputs: Inputs) -> None:
         self.settings, self.problem, self.stats, self.inputs = settings, problem, stats, inputs
         self.autocast = autocast_state(problem.y0)
-        self.recorder: Any = None
+        self.moving = moving_times(problem)
         self.outcome: Any = None
         self.gone: Tensor | None = None
+        self.names: list[Any] = []
+        self.parts = Parts({}, [])
+        self.record: Any = None
 
-    def forward(self, y0: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, y0: Tensor) -> tuple[Tensor, ...]:
+        """Solve without a tape; returns the values that autograd is given."""
         problem = self.problem
+        self.record = Recorder(y0, self.settings.checkpoints, stepper(problem.method).remembers, problem.dense)
         plain = replace(
-            problem, y0=y0, t0=_still(problem.t0), t1=_still(problem.t1), grid=_still(problem.grid),
-            t_eval=_still(problem.t_eval),
-            recorder=Recorder(y0, self.settings.checkpoints),
+            problem, y0=y0, t0=still(problem.t0), t1=still(problem.t1), grid=still(problem.grid),
+            t_eval=still(problem.t_eval), recorder=self.record,
         )  # fmt: skip
-        self.recorder = plain.recorder
         with uncached_autocast(self.autocast):
             outcome = integrate(plain)
-        y1, ys = outcome.y1, outcome.ys if problem.t_eval is not None else outcome.y1.new_empty(0)
         if problem.layout.batched:
-            self.gone = outcome.status == Status.NON_FINITE.code
-            self.gone = self.gone if bool(self.gone.any()) else None
-            if self.gone is not None and problem.t_eval is not None:
-                ys = torch.where(self.gone[:, None], torch.nan, ys)
-        nothing: Any = None  # the outputs belong to autograd from here on
+            gone = outcome.status == Status.NON_FINITE.code
+            self.gone = gone if bool(gone.any()) else None
+            outcome = outcome if self.gone is None else _without(outcome, gone)
+        values, self.parts = values_of(problem, outcome, self.record, y0, self.gone)
+        self.names = list(values)
+        nothing: Any = None  # the states belong to autograd from here on
         self.outcome = replace(outcome, y1=nothing, ys=nothing)
-        return y1.clone() if y1 is y0 else y1, ys.clone() if ys._base is y0 else ys
+        return tuple(values.values())
 
-    def again(self, y0: Tensor, inputs: list[Tensor], grads: Any) -> list[Any]:
+    def attach(self, values: dict[Any, Tensor]) -> Outcome:
+        """The outcome of the forward pass with the values that autograd knows."""
+        replay = self._replay(None, Times(self.moving, values.get("catches"), time_dtype(self.problem.y0.device)))
+        attached = Attach(self.problem, self.outcome, self.record, replay, values, self.parts, self.gone).all()
+        self.outcome = replace(self.outcome, events=(), pieces=None)
+        self.record.intervals.clear()
+        return attached
+
+    def sweep(self, y0: Tensor, inputs: list[Tensor], grads: list[Tensor | None]) -> Sweep:
+        """Make the backward pass ready."""
+        gone = None if self.gone is None or bool(self.gone.all()) else self.gone
+        named = dict(zip(self.names, grads, strict=True))
+        catches = None
+        if self.record.catches:
+            catches = named["catches"]
+            catches = torch.zeros_like(torch.stack(self.record.catches)) if catches is None else catches.clone()
+        times = Times([t if t is None else t.detach() for t in self.moving], catches, time_dtype(y0.device))
+        replayed = Replayed(self.problem.field, self.inputs, inputs, gone)
+        replay = self._replay(replayed, times, gone)
+        return Sweep(replay, self.record.states, y0, named, self._failed, self.settings.alive == "stage")
+
+    def _replay(self, inputs: Any, times: Times, gone: Tensor | None = None) -> Any:
+        kind = RowReplay if self.problem.per_row else JointReplay
+        return kind(self.problem, inputs, self.record, times, gone, self.parts.of_step)
+
+    def again(self, y0: Tensor, inputs: list[Tensor], grads: list[Any]) -> list[Any]:
         """The gradients with a graph of their own, which replays do not give."""
         problem = self.problem
         if not problem.retape:
@@ -140,22 +151,37 @@ class _Work:
                 "gradient='discrete' gives derivatives of first order only (create_graph=True was asked for). Type"
                 " gradient='autograd'."
             )
+        given = dict(zip(self.names, grads, strict=True))
+        if any(given[name] is not None for name in given if name == "catches" or name[0] == "piece"):
+            raise GradientError(
+                "second derivatives through dense output, or through the time of an event that changed the course, need"
+                " PyTorch's tape. Type gradient='autograd'."
+            )
+        names = [name for name in self.names if name != "catches" and name[0] != "piece"]
+        read = lambda outcome: [values_of(problem, outcome, None, y0, None)[0][name] for name in names]
         self.stats.backward = recomputed(self.stats, "discrete")
-        times = [_still(t) for t in (problem.t0, problem.t1, problem.grid, problem.t_eval)]
-        return on_tape(problem, self.inputs, self.autocast, times, [y0, *_moving(problem), *inputs], grads)
+        times = [still(t) for t in (problem.t0, problem.t1, problem.grid, problem.t_eval)]
+        xs = [y0, *self.moving, *inputs]
+        return on_tape(problem, self.inputs, self.autocast, times, xs, [given[name] for name in names], read)
 
     @property
-    def failed(self) -> Any:
+    def _failed(self) -> Any:
         """True, or `(rows, 1)`, where the final state was replaced by NaN."""
         status = self.outcome.status
         return (status > Status.TERMINATED.code).unsqueeze(1) if isinstance(status, Tensor) else status.failed
 
+    def report(self, sweep: Sweep) -> None:
+        """Leave the counts of the backward pass with the solution."""
+        stats = Stats(method=self.stats.method, gradient="discrete", engine="eager")
+        stats.num_calls = stats.num_evaluations = sweep.inputs.field.num_calls
+        stats.num_accepted = sweep.steps
+        self.stats.backward = stats
 
-def _still(t: Any) -> Any:
-    """A time or times without a gradient, of the same kind: the forward numbers are to be those of the tape."""
-    if isinstance(t, (list, tuple)):
-        return [_still(x) for x in t]
-    return t.detach() if isinstance(t, Tensor) else t
+
+def _without(outcome: Outcome, gone: Tensor) -> Outcome:
+    """An outcome without what rows did before they became NaN, as `control.standins` leaves it."""
+    events = tuple(standins._masked(record, gone) for record in outcome.events)
+    return replace(outcome, ys=torch.where(gone[:, None], torch.nan, outcome.ys), events=events)
 
 
 class _Function(torch.autograd.Function):
@@ -163,141 +189,22 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, work: _Work, y0: Tensor, t0: Any, t1: Any, grid: Any, t_eval: Any, *inputs: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
         ctx.work = work
         ctx.save_for_backward(y0, *inputs)
-        ctx.times = [t if t is None else t.detach() for t in (t0, t1, grid, t_eval)]
         return work.forward(y0)
 
     @staticmethod
-    def backward(ctx: Any, *grads_out: Tensor) -> Any:
+    def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
         y0, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *ctx.work.again(y0, inputs, grads_out)
-        sweep = _Sweep(ctx.work, y0, inputs, ctx.times)
+            return None, *ctx.work.again(y0, inputs, list(grads_out))
+        sweep = ctx.work.sweep(y0, inputs, list(grads_out))
         with uncached_autocast(ctx.work.autocast):
-            sweep.run(*grads_out)
-        totals = [t.total if t is not None else None for t in sweep.times.all]
+            sweep.run()
+        ctx.work.report(sweep)
         grads = [g if need else None for g, need in zip(sweep.totals, ctx.needs_input_grad[6:], strict=True)]
-        return None, sweep.gy if ctx.needs_input_grad[1] else None, *totals, *grads
+        return None, sweep.gy if ctx.needs_input_grad[1] else None, *sweep.times.grads, *grads
 
 
-class _Total:
-    """The gradient of one tensor of times, summed over the steps."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.total = torch.zeros_like(like)
-
-    def __len__(self) -> int:
-        return len(self.total)
-
-    def add(self, place: Any, grad: Tensor) -> None:
-        if place is ...:
-            self.total += grad
-        elif isinstance(place, tuple):
-            mask, index = place
-            index = index[: self.total.ndim]  # output times of all rows alike have one dimension
-            self.total.index_put_(index, torch.where(mask, grad, 0.0), accumulate=True)
-        else:
-            self.total[place] += grad
-
-
-class _Times:
-    """The sums for t0, t1, the grid and the output times; None where no gradient is wanted."""
-
-    def __init__(self, values: list[Any], dtype: torch.dtype) -> None:
-        self.all = [None if t is None else _Total(t) for t in values]
-        self.t0, self.t1, self.grid, self.t_eval = self.all
-        self.dtype = dtype
-
-
-class _Sweep:
-    """The backward pass.
-
-    Attributes:
-        gy: gradient of the state reached, all rows.
-        totals: gradients of the inputs.
-    """
-
-    def __init__(self, work: _Work, y0: Tensor, inputs: list[Tensor], times: list[Any]) -> None:
-        self.work, problem = work, work.problem
-        self.times = _Times(times, time_dtype(y0.device))
-        self.y0, self.strides = y0, work.recorder.strides
-        gone = None if work.gone is None or bool(work.gone.all()) else work.gone
-        self.inputs = Replayed(problem.field, work.inputs, inputs, gone)
-        self.inputs.field.num_calls = 0
-        self.totals = [torch.zeros_like(x) for x in inputs]
-        self.stages = StageField(self.inputs, self.totals) if work.settings.alive == "stage" else None
-        kind = RowReplay if problem.per_row else JointReplay
-        self.replay: Any = kind(problem, self.strides, self.times, gone)
-        self.gy = torch.zeros_like(y0)
-        self.grad_ys: Any = None
-        self.steps = 0
-
-    def run(self, grad_y1: Tensor, grad_ys: Tensor) -> None:
-        """Go back through all steps."""
-        problem, work = self.work.problem, self.work
-        failed = work.failed
-        self.gy = torch.where(failed, 0.0, grad_y1) if isinstance(failed, Tensor) else grad_y1.clone() * (not failed)
-        if problem.t_eval is not None:
-            self.grad_ys = grad_ys if work.gone is None else torch.where(work.gone[:, None], 0.0, grad_ys)
-        states = work.recorder.states
-        if work.gone is None or not bool(work.gone.all()):
-            with self.inputs.outer():
-                kept = dict(states.kept)
-                states.reverse(len(self.strides), self._advance, self._back)
-                states.kept = kept  # for another backward pass over the same graph
-        self._start_outputs()
-        stats = Stats(method=work.stats.method, gradient="discrete", engine="eager")
-        stats.num_calls = stats.num_evaluations = self.inputs.field.num_calls
-        stats.num_accepted = self.steps
-        work.stats.backward = stats
-
-    @torch.no_grad()
-    def _advance(self, n: int, state: Tensor) -> Tensor:
-        return self.replay.advance(n, state, self.inputs)
-
-    def _back(self, n: int, state: Tensor) -> None:
-        """One step on the tape, and its derivative."""
-        stride, rows, accepted = self.strides[n], None, None
-        if self.work.problem.per_row:
-            rows = None if stride.whole else stride.rows
-            accepted = stride.accepted.unsqueeze(1)
-        gy = self.gy if rows is None else self.gy.index_select(0, rows)
-        with torch.enable_grad():
-            y = self.replay.state(n, state).detach().requires_grad_()
-            values, index, leaves = self.replay.take(n, y, self.inputs, self.stages, self.times)
-        cotangents = [gy if accepted is None else torch.where(accepted, gy, 0.0)]
-        cotangents += [self.grad_ys[place] for place in index]
-        grads = self._derivative(values, [y, *(leaf for leaf, _, _ in leaves), *self.inputs.wanted], cotangents)
-        self.steps += 1
-        new = torch.zeros_like(gy) if grads[0] is None else grads[0]
-        if accepted is not None:
-            new = torch.where(accepted, new, gy)
-        self.gy = new if rows is None else self.gy.index_copy(0, rows, new)
-        for (_, name, place), grad in zip(leaves, grads[1:], strict=False):
-            if grad is not None:
-                getattr(self.times, name).add(place, grad)
-        for total, grad in zip(self.totals, grads[1 + len(leaves) :], strict=True):
-            if grad is not None:
-                total.add_(grad)
-
-    def _derivative(self, values: list[Tensor], wanted: list[Tensor], cotangents: list[Tensor]) -> Any:
-        pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
-        if not pairs:
-            return [None] * len(wanted)
-        known = self.inputs.listed.union(map(id, wanted))
-        refuse_unlisted(pairs[0][0], known)
-        return torch.autograd.grad([v for v, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True)
-
-    def _start_outputs(self) -> None:
-        """Outputs at t0 that do not move are the initial state."""
-        problem = self.work.problem
-        if problem.t_eval is None or problem.t_eval.requires_grad:
-            return
-        if problem.per_row:
-            here = self.replay.at == self.replay.t0
-            self.gy = self.gy + torch.where(here.unsqueeze(-1), self.grad_ys, 0.0).sum(0)
-        else:
-            first = self.replay.outputs.start
-            if first:
-                self.gy = self.gy + self.grad_ys[:first].sum(0)
+__all__ = ["Discrete"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from neurode._errors import GradientError
 from neurode._field import Field, PerRow, is_per_row
+from neurode._problem import Problem
+from neurode._state import number
 from neurode.control import standins
+from neurode.output.events import values_at
 
 # The node that FSDP2's `fully_shard` puts into the graph of every module that it gathers and frees on its own.
 SHARDED = "RegisterPostBackwardFunctionBackward"
@@ -79,7 +82,7 @@ def _random_state(y: Tensor) -> list[Tensor]:
     return [*states, torch.cuda.get_rng_state(y.device)] if y.is_cuda else states
 
 
-def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> Inputs:
+def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str, more: Any = None) -> Inputs:
     """The tensors that `f` differentiates through besides `t` and `y`; refuses what cannot be evaluated again.
 
     Evaluates `f` once, watches what its operations are given, and walks the graph that this makes.
@@ -88,6 +91,7 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> Inputs:
         field: the vector field.
         t, y: where to evaluate; detached.
         strategy: name of the strategy that asks, for the message.
+        more: `more(field, t, y)` returns other tensors that the solve computes, such as the values of events.
 
     Raises:
         GradientError: `f` draws random numbers, changes a tensor that it did not make, holds modules sharded by
@@ -100,7 +104,7 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> Inputs:
         inner = y.clone()  # not a leaf: a change of y in place must be seen here, not refused by autograd
         try:
             with watch:
-                dy = field(t, inner)
+                values = [field(t, inner), *(more(field, t, inner) if more is not None else ())]
         finally:
             changed = inner._version != 0
     if changed:
@@ -116,13 +120,13 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> Inputs:
         if id(x) not in known and x.grad_fn is not None and x.requires_grad and x.grad_fn._sequence_nr() < marker
     ]  # fmt: skip
     stop = {x.grad_fn for x in (*args, *made) if x.grad_fn is not None}
-    leaves, strange = walk(dy, stop, marker)
+    leaves, strange = walk(values, stop, marker)
     inputs = Inputs(args, made, [x for x in leaves if id(x) not in known])
     if strange is None and any(x.grad_fn is not None for x in inputs.all):
-        strange = _still_reached(field, inputs, t, y, marker)
+        strange = _still_reached(field, inputs, t, y, marker, more)
         if strange is not None and any(x.grad_fn is not None for x in args):
             inputs = replace(inputs, hidden=True)
-            strange = _still_reached(field, inputs, t, y, marker)
+            strange = _still_reached(field, inputs, t, y, marker, more)
     if strange is not None:
         raise GradientError(
             f"f uses a tensor computed outside of it (by {strange}) that requires grad and that gradient={strategy!r} cannot"
@@ -131,12 +135,20 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str) -> Inputs:
     return inputs
 
 
-def _still_reached(field: Field, inputs: Inputs, t: Tensor, y: Tensor, marker: int) -> str | None:
+def inputs_of(problem: Problem, strategy: str) -> Inputs:
+    """What the field and the events of a problem depend on; see `find_inputs`."""
+    start = problem.t0.detach() if problem.per_row else number(problem.t0)
+    t = torch.as_tensor(start, dtype=problem.field.time_dtype, device=problem.y0.device)
+    more = (lambda field, t, y: values_at(problem.events, field, t, y)) if problem.events else None
+    return find_inputs(problem.field, t, problem.y0, strategy, more)
+
+
+def _still_reached(field: Field, inputs: Inputs, t: Tensor, y: Tensor, marker: int, more: Any) -> str | None:
     """What a replay would still reach behind the tensors made outside: `f` may use them where no operation shows."""
     replayed = Replayed(field, inputs, inputs.all)
     with torch.enable_grad(), uncached_autocast(autocast_state(y)), replayed.outer():
-        dy = replayed.field(t, y)
-    return walk(dy, set(), marker)[1]
+        values = [replayed.field(t, y), *(more(replayed.field, t, y) if more is not None else ())]
+    return walk(values, set(), marker)[1]
 
 
 def _refuse_side_effects(watch: _Watch, before: list[Tensor], y: Tensor, strategy: str) -> None:
@@ -156,14 +168,14 @@ def _refuse_side_effects(watch: _Watch, before: list[Tensor], y: Tensor, strateg
             )
 
 
-def walk(value: Tensor, stop: set[Any], marker: int) -> tuple[list[Tensor], str | None]:
-    """The leaves that a graph reaches, and the name of a node older than `marker` where it reaches one.
+def walk(values: Sequence[Tensor], stop: set[Any], marker: int) -> tuple[list[Tensor], str | None]:
+    """The leaves that the graph of some values reaches, and the name of a node older than `marker` where it reaches one.
 
     Raises:
         GradientError: the graph holds a module that `fully_shard` gathers inside of `f`.
     """
     found: dict[int, Tensor] = {}
-    stack, seen = [value.grad_fn], set()
+    stack, seen = [value.grad_fn for value in values], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen or node in stop:
@@ -184,13 +196,13 @@ def walk(value: Tensor, stop: set[Any], marker: int) -> tuple[list[Tensor], str 
     return list(found.values()), None
 
 
-def refuse_unlisted(value: Tensor, known: set[int]) -> None:
+def refuse_unlisted(values: Tensor | Sequence[Tensor], known: set[int]) -> None:
     """Raise where a replayed graph reaches a leaf that the probe did not see.
 
     Raises:
         GradientError: `f` used a tensor at this time that it did not use at the start.
     """
-    leaves, _ = walk(value, set(), -1)
+    leaves, _ = walk([values] if isinstance(values, Tensor) else values, set(), -1)
     for leaf in leaves:
         if id(leaf) not in known:
             raise GradientError(

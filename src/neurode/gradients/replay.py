@@ -1,9 +1,9 @@
-"""Accepted steps as a solve notes them, and how one is taken again for its derivative."""
+"""How one accepted step is taken again on the tape, with all that came out of it the first time."""
 
 from __future__ import annotations
 
-import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,193 +11,289 @@ from torch import Tensor
 
 from neurode._state import number, real_dtype
 from neurode.control import standins
-from neurode.gradients.checkpoints import Checkpoints
-from neurode.output.interpolant import fractions, sample
-from neurode.output.rows import gather
-from neurode.stepping import Interval, stepper
+from neurode.gradients.outputs import JointOutputs, RowOutputs
+from neurode.gradients.record import Recorder, RowStride, State, put
+from neurode.gradients.totals import Times
+from neurode.output.events import Events
+from neurode.stepping import Interval, Step, stepper
+from neurode.stepping.adams import History
 
 
-@dataclass(frozen=True)
-class Stride:
-    """One accepted step of a joint solve: its ends, and whether `f` jumps there."""
-
-    t0: float
-    t1: float
-    jumps: tuple[Any, Any]
-
-
-@dataclass(frozen=True)
-class RowStride:
-    """One attempt of rows with times of their own: those that were not accepted stand still in it."""
-
-    t0: Tensor
-    t1: Tensor
-    accepted: Tensor
-    rows: Tensor
-    whole: bool
-    jumps: tuple[Any, Any]
-
-
-class Recorder:
-    """Notes the steps of a solve, and keeps its states as `Checkpoints` says.
-
-    Args:
-        y0: inner initial state.
-        limit: states that may be kept; None keeps all.
-    """
-
-    def __init__(self, y0: Tensor, limit: int | None) -> None:
-        self.strides: list[Any] = []
-        self.states = Checkpoints(limit)
-        self.full = y0 if limit is not None else None  # all rows, those that have left included
-        self.limit = limit
-
-    def joint(self, step: Any) -> None:
-        """Note an accepted step."""
-        n, interval = len(self.strides), step.interval
-        if self.states.wants(n):
-            self.states.keep(n, step.y0)
-        self.strides.append(
-            Stride(number(interval.t0), number(interval.t1), (interval.after_jump, interval.before_jump))
-        )
-
-    def rows(self, pace: Any, step: Any) -> None:
-        """Note an attempt of rows."""
-        n, interval = len(self.strides), step.interval
-        accepted = pace.accepted
-        end = torch.where(accepted, pace.tried, pace.tried_from)
-        jumps = (interval.after_jump, interval.before_jump)
-        stride = RowStride(pace.tried_from, end, accepted, pace.rows, pace.whole, jumps)
-        if self.limit is None:
-            self.states.keep(n, step.y0)
-        else:
-            assert self.full is not None
-            if self.states.wants(n):
-                self.states.keep(n, self.full)
-            self.full = put(self.full, stride, torch.where(accepted.unsqueeze(1), step.y1, step.y0))
-        self.strides.append(stride)
-
-
-def put(full: Tensor, stride: RowStride, y: Tensor) -> Tensor:
-    """The states of all rows, those present in a stride replaced."""
-    return y if stride.whole else full.index_copy(0, stride.rows, y)
-
-
-class JointReplay:
-    """Takes the steps of a joint solve again.
+@dataclass
+class Taken:
+    """A step on the tape.
 
     Attributes:
-        moving: which of the times of the solve need a gradient.
+        y, past: leaves: what it started from.
+        times: leaves for moving times, each with where its gradient goes: the name of a total, and the place in it.
+        after: the state that the next step starts from.
+        carry: the derivatives that it remembers.
+        outputs: whatever else came out: a value, the name of the output and the place in it.
     """
 
-    def __init__(self, problem: Any, strides: list[Stride], times: Any, gone: Tensor | None) -> None:
-        self.problem, self.strides, self.times, self.gone = problem, strides, times, gone
+    y: Tensor
+    past: tuple[Tensor, ...]
+    times: list[tuple[Tensor, str, Any]] = field(default_factory=list)
+    after: Any = None
+    carry: tuple[Tensor, ...] = ()
+    outputs: list[tuple[Tensor, Any, Any]] = field(default_factory=list)
+
+    def put(self, value: Tensor, name: Any, place: Any = ...) -> None:
+        """Note an output."""
+        self.outputs.append((value, name, place))
+
+
+class Replay:
+    """What the replays of joint steps and of rows' steps share.
+
+    Args:
+        problem: as it was solved.
+        inputs: its field, and what that depends on.
+        record: the notes of its forward pass.
+        times: the totals of the moving times' gradients; those without one are None.
+        gone: `(all rows,)`, True for rows that became NaN and are played by one that did not; or None.
+        parts: which parts of a step's interpolant are outputs: `"y0"`, `"y1"` or the number of a derivative, and the name.
+    """
+
+    def __init__(
+        self, problem: Any, inputs: Any, record: Recorder, times: Times, gone: Tensor | None, parts: dict[int, Any]
+    ) -> None:
+        self.problem, self.inputs, self.strides = problem, inputs, record.strides
+        self.times, self.gone, self.parts = times, gone, parts
         self.stepper = stepper(problem.method)
-        self.reached = bool(strides) and strides[-1].t1 == number(problem.t1)
-        self.outputs = JointOutputs(problem, strides) if isinstance(problem.t_eval, Tensor) else None
+        self.saves = isinstance(problem.t_eval, str)
+        self.outputs: Any = None
+        self.events: Events | None = None
+        if problem.events:
+            ends = torch.as_tensor(problem.t0, dtype=times.dtype, device=problem.y0.device).detach().reshape(-1)
+            self.events = Events(problem, ends, torch.ones_like(ends))
 
-    def state(self, n: int, kept: Tensor) -> Tensor:
-        """The state before step n as it is to be stepped from."""
-        return kept if self.gone is None else standins._instead(kept, self.gone)
+    @property
+    def moves(self) -> bool:
+        """Whether an end of any step has a gradient."""
+        times = self.times
+        return any(total is not None for total in (times.t0, times.t1, times.grid, times.catches))
 
-    def advance(self, n: int, y: Tensor, inputs: Any) -> Tensor:
-        """The state after step n, without a tape."""
-        stride, field = self.strides[n], inputs.field
-        interval = Interval(stride.t0, stride.t1, field.time_dtype, *stride.jumps)
-        return self.stepper.step(field, interval, y, None).y1
+    # ---- what differs between joint steps and rows
 
-    def take(
-        self, n: int, y: Tensor, inputs: Any, stages: Any, times: Any
-    ) -> tuple[list[Tensor], list[Any], list[Any]]:
+    def lanes(self, n: int) -> tuple[Tensor | None, Tensor | None]:
+        """Which rows step n has (None for all), and which of them it moves (None for all)."""
+        raise NotImplementedError
+
+    def state(self, n: int, kept: State) -> State:
+        """What step n is to be taken from; a row that became NaN is played by one that moves."""
+        raise NotImplementedError
+
+    def advance(self, n: int, state: State, field: Any) -> State:
+        """What the step after step n starts from, all rows, without a tape."""
+        raise NotImplementedError
+
+    def attached(self, n: int, times: dict[str, Any]) -> Interval:
+        """Step n's interval, its ends with the gradients of what they come from."""
+        raise NotImplementedError
+
+    def _ends(self, n: int, taken: Taken) -> list[Any]:
+        """Both ends of step n, leaves where they move."""
+        raise NotImplementedError
+
+    def _cut(self, n: int, catch: Any, step: Step, taken: Taken) -> tuple[Tensor, Tensor]:
+        """The states before and after the events that changed the course in step n, whose times are noted."""
+        raise NotImplementedError
+
+    def _put_mark(self, mark: Any, t: Tensor, y: Tensor, taken: Taken) -> None:
+        """Note time and state of an event."""
+        raise NotImplementedError
+
+    def _put_saved(self, n: int, end: Tensor, taken: Taken) -> None:
+        """Note the state after step n."""
+        raise NotImplementedError
+
+    # ---- one step
+
+    def take(self, n: int, state: State, field: Any) -> Taken:
         """Step n on the tape.
 
         Args:
             n: which step.
-            y: state before it.
-            inputs: the field, and what it depends on.
-            stages: what to evaluate in its place, or None.
-            times: the times that need a gradient.
-
-        Returns:
-            The state after it and the outputs in it; where in the outputs they stand; and the times that were read: pairs of
-            a leaf and where its gradient goes.
+            state: leaves, the present rows' as `state` returns them.
+            field: the field to call.
         """
-        stride, leaves = self.strides[n], []
-        if self.gone is not None:
-            inputs.take(None)
-        field = stages or inputs.field
+        taken = Taken(state.y, state.past)
+        step = self._step(n, state, self._ends(n, taken), self._past_times(n, len(state.past), taken), field)
+        piece = cache(lambda: self.stepper.piece(field, step)[0])
+        end = taken.after = step.y1
+        catch = self._find_events(n, piece, taken)
+        if catch is not None:
+            end, taken.after = self._cut(n, catch, step, taken)
+        if self.stepper.remembers:
+            taken.carry = step.carry.ks
+        for part, name in self.parts.get(n, ()):
+            taken.put(piece().ks[part] if isinstance(part, int) else {"y0": state.y, "y1": end}[part], name)
+        if self.saves:
+            self._put_saved(n, end, taken)
+        if self.outputs is not None:
+            found, leaves = self.outputs.take(n, self.strides[n], step, end, piece, self.times)
+            taken.outputs += [(value, "ys", place) for value, place in found]
+            taken.times += leaves
+        return taken
+
+    def at_start(self, grad_ys: Tensor) -> Any:
+        """The gradient of the outputs that are the initial state itself."""
+        return grad_ys[0] if self.saves else self.outputs.at_start(grad_ys)
+
+    def is_plain(self, n: int) -> bool:
+        """Whether nothing comes out of step n but the next state, and no end of it moves."""
+        return not (
+            self.moves or self.saves or self.stepper.remembers or self.strides[n].marks or n in self.parts
+        ) and (self.outputs is None or not self.outputs.within(n, self.strides[n]))
+
+    def interval(self, n: int, dtype: torch.dtype) -> Interval:
+        """Step n's interval, of constants."""
+        stride = self.strides[n]
+        return Interval(stride.t0, stride.t1, dtype, *stride.jumps)
+
+    def _step(self, n: int, state: State, ends: list[Any], times: Any, field: Any) -> Step:
+        interval = Interval(ends[0], ends[1], field.time_dtype, *self.strides[n].jumps)
+        return self.stepper.step(field, interval, state.y, History(state.past, times) if state.past else None)
+
+    def _past_times(self, n: int, count: int, taken: Taken) -> tuple[Any, ...]:
+        """The times of the derivatives that are remembered: those at which the steps before began."""
+        return tuple(self._ends(i, taken)[0] for i in range(n - 1, n - 1 - count, -1))
+
+    def _find_events(self, n: int, piece: Any, taken: Taken | None) -> Any:
+        """Find the events of step n again, and note them; returns what they changed, or None."""
+        marks = self._marks(n)
+        if not marks:
+            return None
+        assert self.events is not None
+        self.events.lanes.field = self.inputs.field
+        found, catch = self.events.again(piece(), marks)
+        if taken is not None:
+            for mark, (t, y) in zip(marks, found, strict=True):
+                self._put_mark(mark, t, y, taken)
+        return catch
+
+    def _marks(self, n: int) -> tuple[Any, ...]:
+        return self.strides[n].marks
+
+
+class JointReplay(Replay):
+    """Takes the steps of a joint solve again."""
+
+    def __init__(self, problem: Any, *rest: Any) -> None:
+        super().__init__(problem, *rest)
+        self.t1 = number(problem.t1)
+        self.outputs = JointOutputs(problem, self.strides) if isinstance(problem.t_eval, Tensor) else None
+
+    def lanes(self, n: int) -> tuple[None, None]:
+        """See `Replay.lanes`."""
+        return None, None
+
+    def state(self, n: int, kept: State) -> State:
+        """See `Replay.state`."""
+        if self.gone is None:
+            return kept
+        instead = lambda x: standins._instead(x, self.gone)
+        return State(instead(kept.y), tuple(map(instead, kept.past)))
+
+    def advance(self, n: int, state: State, field: Any) -> State:
+        """See `Replay.advance`."""
+        before = tuple(self._plain_ends(i)[0] for i in range(n - 1, n - 1 - len(state.past), -1))
+        step = self._step(n, state, self._plain_ends(n), before, field)
+        catch = self._find_events(n, lambda: self.stepper.piece(field, step)[0], None)
+        if catch is not None:
+            return State(catch.after)
+        return State(step.y1, step.carry.ks if self.stepper.remembers and not self._fresh(n + 1) else ())
+
+    def _fresh(self, n: int) -> bool:
+        """Whether step n starts without a memory: behind an event or a jump."""
+        return n < len(self.strides) and (self.strides[n].resumed is not None or bool(self.strides[n].jumps[0]))
+
+    def source(self, n: int, end: int) -> tuple[str, Any] | None:
+        """Where one end of step n comes from: the name of a time of the solve, and the place in it; None for a constant."""
+        stride, times = self.strides[n], self.times
+        if end == 0 and stride.resumed is not None:
+            return "catches", stride.resumed
+        if times.grid is not None:
+            return "grid", stride.point - 1 + end
+        if end == 0:
+            return ("t0", ...) if n == 0 and times.t0 is not None else None
+        return ("t1", ...) if stride.t1 == self.t1 and times.t1 is not None else None
+
+    def _ends(self, n: int, taken: Taken) -> list[Any]:
+        stride = self.strides[n]
         ends: list[Any] = [stride.t0, stride.t1]
-        places = (("grid", n), ("grid", n + 1)) if times.grid is not None else (("t0", ...), ("t1", ...))
-        for i, (name, place) in enumerate(places):
-            wanted = times.grid is not None or (n == 0 if i == 0 else n == len(self.strides) - 1 and self.reached)
-            if wanted and getattr(times, name) is not None:
-                ends[i] = torch.tensor(ends[i], dtype=times.dtype, device=y.device, requires_grad=True)
-                leaves.append((ends[i], name, place))
-        interval = Interval(ends[0], ends[1], field.time_dtype, *stride.jumps)
-        step = self.stepper.step(field, interval, y, None)
-        if self.outputs is None:
-            return [step.y1], [], leaves
-        values, index = self.outputs.take(n, step, self.stepper, field, times, leaves)
-        return [step.y1, *values], index, leaves
+        for i in range(2):
+            source = self.source(n, i)
+            if source is not None:
+                ends[i] = torch.tensor(ends[i], dtype=self.times.dtype, device=taken.y.device, requires_grad=True)
+                taken.times.append((ends[i], *source))
+        return ends
+
+    def _plain_ends(self, n: int) -> list[Any]:
+        """Both ends as the forward pass had them: tensors where the user's own times are, for the same rounding."""
+        stride = self.strides[n]
+        ends: list[Any] = [stride.t0, stride.t1]
+        for i in range(2):
+            source = self.source(n, i)
+            if source is not None and source[0] != "catches":
+                ends[i] = torch.tensor(ends[i], dtype=self.times.dtype, device=self.problem.y0.device)
+        return ends
+
+    def _cut(self, n: int, catch: Any, step: Step, taken: Taken) -> tuple[Tensor, Tensor]:
+        taken.put(catch.t[0], "catches", self.strides[n].caught)
+        return catch.before, catch.after
+
+    def _put_mark(self, mark: Any, t: Tensor, y: Tensor, taken: Taken) -> None:
+        taken.put(t, ("event t", mark.event), mark.kept)
+        taken.put(y.unsqueeze(0), ("event y", mark.event), mark.kept)
+
+    def _put_saved(self, n: int, end: Tensor, taken: Taken) -> None:
+        taken.put(end, "ys", n + 1)
+
+    def attached(self, n: int, times: dict[str, Any]) -> Interval:
+        """See `Replay.attached`."""
+        stride = self.strides[n]
+        sources = (self.source(n, 0), self.source(n, 1))
+        ends = [
+            t if source is None else times[source[0]][source[1]]
+            for t, source in zip((stride.t0, stride.t1), sources, strict=True)
+        ]
+        return Interval(ends[0], ends[1], real_dtype(self.problem.y0.dtype))
+
+    def end(self, n: int, times: dict[str, Any]) -> Any:
+        """Where the solve went on from after step n, with its gradient."""
+        caught = self.strides[n].caught
+        return self.attached(n, times).t1 if caught is None else times["catches"][caught]
 
 
-class JointOutputs:
-    """Which outputs lie in which step, and their values there."""
-
-    def __init__(self, problem: Any, strides: list[Stride]) -> None:
-        self.sign = 1.0 if number(problem.t1) >= number(problem.t0) else -1.0
-        self.times = problem.t_eval.detach()
-        self.keys = [self.sign * t for t in self.times.tolist()]
-        self.moving = problem.t_eval.requires_grad
-        self.start = 0 if self.moving else bisect.bisect_right(self.keys, self.sign * number(problem.t0))
-        marks = [bisect.bisect_right(self.keys, self.sign * s.t1) for s in strides]
-        self.bounds = [self.start, *marks]
-
-    def take(self, n: int, step: Any, stepping: Any, field: Any, times: Any, leaves: list[Any]) -> Any:
-        """Outputs of step n, and the slices of `ys` that they fill."""
-        a, b = self.bounds[n], self.bounds[n + 1]
-        if b <= a:
-            return [], []
-        end = self.sign * number(step.interval.t1)
-        inside = b if self.moving else bisect.bisect_left(self.keys, end, a, b)
-        if inside > a and isinstance(step.interval.h, Tensor):
-            inside = b  # as the solve does where its ends move: all through the interpolant
-        values, index = [], []
-        if inside > a:
-            piece, _ = stepping.piece(field, step)
-            at = self.times[a:inside]
-            if times.t_eval is not None:
-                at = at.clone().requires_grad_()
-                leaves.append((at, "t_eval", slice(a, inside)))
-            values.append(sample(piece, fractions(piece, at, real_dtype(step.y0.dtype))))
-            index.append(slice(a, inside))
-        if b > inside:
-            values.append(step.y1.expand(b - inside, *step.y1.shape))
-            index.append(slice(inside, b))
-        return values, index
-
-
-class RowReplay:
+class RowReplay(Replay):
     """Takes the steps of rows with times of their own again."""
 
-    def __init__(self, problem: Any, strides: list[RowStride], times: Any, gone: Tensor | None) -> None:
-        self.problem, self.strides, self.gone = problem, strides, gone
-        self.stepper = stepper(problem.method)
-        self.t0, self.t1 = problem.t0.detach(), problem.t1.detach()
-        self.at = problem.t_eval.detach() if isinstance(problem.t_eval, Tensor) else None
-        if self.at is not None and self.at.ndim == 1:
-            self.at = self.at.unsqueeze(1).expand(-1, len(self.t0))
-        self.sign = torch.where(self.t1 >= self.t0, 1.0, -1.0).to(self.t0.dtype)
-        self.moving = self.at is not None and problem.t_eval.requires_grad
+    def __init__(self, problem: Any, *rest: Any) -> None:
+        super().__init__(problem, *rest)
+        self.span = (problem.t0.detach(), problem.t1.detach())
+        self.outputs = RowOutputs(problem) if isinstance(problem.t_eval, Tensor) else None
+        self.positions = self._positions() if self.saves else []
 
-    def _interval(self, stride: RowStride, ends: Any, field: Any) -> Interval:
-        return Interval(ends[0], ends[1], field.time_dtype, *stride.jumps)
+    def _positions(self) -> list[Tensor]:
+        """Where among the saved steps each attempt of the present rows stands."""
+        count, found = torch.ones_like(self.span[0], dtype=torch.int64), []
+        for stride in self.strides:
+            found.append(count[stride.rows])
+            count = count.index_add(0, stride.rows, stride.accepted.long())
+        return found
 
-    def state(self, n: int, kept: Tensor) -> Tensor:
-        """The present rows' states before step n; a row that became NaN is played by one that moves."""
+    def lanes(self, n: int) -> tuple[Tensor | None, Tensor]:
+        """See `Replay.lanes`."""
         stride = self.strides[n]
-        y = kept if stride.whole or len(kept) == len(stride.rows) else kept.index_select(0, stride.rows)
-        return self._instead(stride, y)
+        return None if stride.whole else stride.rows, stride.accepted
+
+    def state(self, n: int, kept: State) -> State:
+        """See `Replay.state`."""
+        stride, y = self.strides[n], kept.y
+        y = y if stride.whole or len(y) == len(stride.rows) else y.index_select(0, stride.rows)
+        return State(self._instead(stride, y), tuple(self._instead(stride, k) for k in kept.past))
 
     def _instead(self, stride: RowStride, x: Tensor) -> Tensor:
         if self.gone is None:
@@ -205,58 +301,99 @@ class RowReplay:
         gone = self.gone[stride.rows]
         return standins._instead(x, gone) if bool(gone.any()) and not bool(gone.all()) else x
 
-    def advance(self, n: int, full: Tensor, inputs: Any) -> Tensor:
-        """The states of all rows after step n, without a tape."""
+    def interval(self, n: int, dtype: torch.dtype) -> Interval:
+        """See `Replay.interval`."""
         stride = self.strides[n]
-        y = self._instead(stride, full if stride.whole else full.index_select(0, stride.rows))
-        inputs.take(None if stride.whole else stride.rows)
-        field = inputs.field
-        step = self.stepper.step(field, self._interval(stride, (stride.t0, stride.t1), field), y, None)
-        return put(full, stride, torch.where(stride.accepted.unsqueeze(1), step.y1, y))
+        return Interval(self._instead(stride, stride.t0), self._instead(stride, stride.t1), dtype, *stride.jumps)
 
-    def take(
-        self, n: int, y: Tensor, inputs: Any, stages: Any, times: Any
-    ) -> tuple[list[Tensor], list[Any], list[Any]]:
-        """Step n on the tape; see `JointReplay.take`."""
-        stride, leaves = self.strides[n], []
-        inputs.take(None if stride.whole else stride.rows)
-        field = stages or inputs.field
+    def advance(self, n: int, state: State, field: Any) -> State:
+        """See `Replay.advance`."""
+        stride, here = self.strides[n], self.state(n, state)
         ends = [self._instead(stride, stride.t0), self._instead(stride, stride.t1)]
-        for i, name in enumerate(("t0", "t1")):
-            if times.grid is None and getattr(times, name) is None:
-                continue
-            ends[i] = ends[i].clone().requires_grad_()
-            leaves.append((ends[i], *self._destination(n, i, name, times)))
-        step = self.stepper.step(field, self._interval(stride, ends, field), y, None)
-        if self.at is None:
-            return [step.y1], [], leaves
-        values, index = self._outputs(n, stride, step, field, times, leaves)
-        return [step.y1, *values], index, leaves
+        before = tuple(self._instead(s, s.t0) for s in reversed(self.strides[n - len(here.past) : n]))
+        step = self._step(n, here, ends, before, field)
+        catch = self._find_events(n, lambda: self.stepper.piece(field, step)[0], None)
+        y = torch.where(stride.accepted.unsqueeze(1), step.y1, here.y)
+        if catch is not None:
+            return State(put(state.y, stride, torch.where(catch.lanes.unsqueeze(1), catch.after, y)))
+        return State(put(state.y, stride, y), step.carry.ks if self.stepper.remembers else ())
 
-    def _destination(self, n: int, end: int, name: str, times: Any) -> tuple[str, Any]:
-        """Where the gradient of one end of a step goes, and whether it counts: rows that begin, or end, here."""
+    def _marks(self, n: int) -> tuple[Any, ...]:
+        """The events of a step, without those of rows that became NaN later."""
         stride = self.strides[n]
-        if times.grid is not None:
-            point = torch.full_like(stride.rows, min(n + end, len(times.grid) - 1))
-            return "grid", (stride.accepted, (point, stride.rows))
-        here = stride.t0 == self.t0[stride.rows] if end == 0 else stride.t1 == self.t1[stride.rows]
-        return name, (here & stride.accepted, (stride.rows,))
+        if self.gone is None:
+            return stride.marks
+        stays = ~self.gone[stride.rows]
+        return tuple(_without(mark, stays) for mark in stride.marks)
 
-    def _outputs(self, n: int, stride: RowStride, step: Any, field: Any, times: Any, leaves: list[Any]) -> Any:
-        assert self.at is not None
-        sign = self.sign[stride.rows]
-        keys = (self.at if stride.whole else self.at.index_select(1, stride.rows)) * sign
-        low, high = stride.t0 * sign, stride.t1 * sign
-        inside = (keys > low) & (keys <= high) & stride.accepted
-        if self.moving:
-            inside |= (keys == low) & (stride.t0 == self.t0[stride.rows]) & stride.accepted
-        j, row = inside.nonzero(as_tuple=True)
-        if not len(j):
-            return [], []
-        piece, _ = self.stepper.piece(field, step)
-        at = self.at[j, stride.rows[row]]
-        if times.t_eval is not None:
-            at = at.clone().requires_grad_()
-            leaves.append((at, "t_eval", (torch.ones_like(j, dtype=torch.bool), (j, stride.rows[row]))))
-        values = gather([piece], torch.zeros_like(row), row, at)
-        return [values], [(j, stride.rows[row])]
+    def _ends(self, n: int, taken: Taken) -> list[Any]:
+        stride = self.strides[n]
+        ends = [self._instead(stride, stride.t0), self._instead(stride, stride.t1)]
+        for i in range(2):
+            sources = row_sources(stride, i, self.span, self.times)
+            if sources:
+                ends[i] = ends[i].clone().requires_grad_()
+                taken.times += [(ends[i], *source) for source in sources]
+        return ends
+
+    def _cut(self, n: int, catch: Any, step: Step, taken: Taken) -> tuple[Tensor, Tensor]:
+        stride, wide = self.strides[n], catch.lanes.unsqueeze(1)
+        taken.put(catch.t[catch.lanes], "catches", (stride.caught, stride.rows[catch.lanes]))
+        return torch.where(wide, catch.before, step.y1), torch.where(wide, catch.after, step.y1)
+
+    def _put_mark(self, mark: Any, t: Tensor, y: Tensor, taken: Taken) -> None:
+        taken.put(t[mark.lanes], ("event t", mark.event), (mark.kept, mark.rows))
+        taken.put(y[mark.lanes], ("event y", mark.event), (mark.kept, mark.rows))
+
+    def _put_saved(self, n: int, end: Tensor, taken: Taken) -> None:
+        stride = self.strides[n]
+        mine = stride.accepted
+        taken.put(end[mine], "ys", (self.positions[n][mine], stride.rows[mine]))
+
+    def attached(self, n: int, times: dict[str, Any]) -> Interval:
+        """See `Replay.attached`."""
+        stride = self.strides[n]
+        ends = [stride.t0, stride.t1]
+        for i in range(2):
+            for name, (mask, place) in row_sources(stride, i, self.span, self.times):
+                ends[i] = torch.where(mask, times[name][place], ends[i])
+        return Interval(ends[0], ends[1], real_dtype(self.problem.y0.dtype))
+
+
+def row_sources(stride: RowStride, end: int, span: tuple[Tensor, Tensor], times: Times) -> list[tuple[str, Any]]:
+    """Where one end of a step of rows comes from.
+
+    Args:
+        stride: the step.
+        end: 0 for its start, 1 for its end.
+        span: `(all rows,)` t0 and t1.
+        times: where gradients of times are summed.
+
+    Returns:
+        Names of totals, each with the rows for which it counts and the place in it.
+    """
+    found, mine = [], stride.accepted
+    if end == 0 and times.catches is not None:
+        resumed = (stride.resumed >= 0) & mine
+        if bool(resumed.any()):
+            found.append(("catches", (resumed, (stride.resumed.clamp_min(0), stride.rows))))
+            mine = mine & ~resumed
+    name, here = ("t0", stride.t0) if end == 0 else ("t1", stride.t1)
+    if times.grid is not None:
+        point = (stride.point - 1 + end).clamp_max(len(times.grid) - 1)
+        found.append(("grid", (mine, (point, stride.rows))))
+    elif getattr(times, name) is not None:
+        found.append((name, (mine & (here == span[end][stride.rows]), (stride.rows,))))
+    return found
+
+
+def _without(mark: Any, stays: Tensor) -> Any:
+    """An event in those of its lanes that stay."""
+    kept = stays[mark.lanes]
+    return replace(
+        mark, lanes=mark.lanes & stays, kept=mark.kept[kept], rows=mark.rows[kept], steered=mark.steered & stays,
+        applied=mark.applied & stays,
+    )  # fmt: skip
+
+
+__all__ = ["JointReplay", "Replay", "RowReplay", "Taken", "row_sources"]

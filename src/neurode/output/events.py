@@ -71,6 +71,31 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """One event found in one step, in some of its lanes: what it takes to find the same again.
+
+    Attributes:
+        event: which.
+        lanes: `(lanes,)`, True where it happened.
+        x: `(lanes,)` at which fraction of the step.
+        scale: `(lanes,)` size of g over the step.
+        kept: where in its lanes' records it stands.
+        rows: the lanes, counted in the whole batch.
+        steered: `(lanes,)`, True where it changed the course.
+        applied: `(lanes,)`, True where `apply` was called.
+    """
+
+    event: int
+    lanes: Tensor
+    x: Tensor
+    scale: Tensor
+    kept: Tensor
+    rows: Tensor
+    steered: Tensor
+    applied: Tensor
+
+
+@dataclass(frozen=True)
 class Catch:
     """The events that change the course of lanes within one step.
 
@@ -131,6 +156,17 @@ class Lanes:
         return out.reshape(-1)
 
 
+def values_at(events: tuple[Event, ...], field: Any, t: Tensor, y: Tensor) -> list[Tensor]:
+    """What the functions of all events return at one inner time and state."""
+    layout, found = field.layout, []
+    lanes = Lanes(field, layout, layout.batched)
+    for event in events:
+        found.append(lanes.value(event, t, y))
+        if event.apply is not None:
+            found.append(layout.derivative(lanes.call(event.apply, t, y), y))
+    return found
+
+
 class Events:
     """Finds, records and applies the events of one solve.
 
@@ -152,6 +188,7 @@ class Events:
         self.fresh = torch.ones(total, dtype=torch.bool, device=t0.device)
         self.any_fresh = True
         self.found: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in self.events]
+        self.marks: tuple[Mark, ...] = ()
 
     # ---- one step
 
@@ -175,6 +212,7 @@ class Events:
             some, self.any_fresh = torch.stack([open_.any(), rest.any()]).tolist()
         t0, t1 = self.lanes.span(piece, self.span)
         caught: Catch | None = None
+        self.marks = ()
         while some:
             part, x = self._locate_all(piece, open_)
             first = x.amin(0)
@@ -183,8 +221,9 @@ class Events:
                 if not bool(mine.any()):
                     continue
                 where = torch.where(mine, x[i], torch.ones_like(x[i]))
-                t, y = self._differentiable(event, piece, where, t0, t1, mine, values[i])
-                caught, steered = self._register(i, event, mine, t, y, caught)
+                scale = values[i].abs().amax(0)
+                t, y = self._differentiable(event, piece, where, t0, t1, mine, scale)
+                caught, steered = self._register(i, mine, where, scale, t, y, caught)
                 open_[i, part[i], torch.arange(len(mine))] &= ~mine
                 open_ = open_ & ~steered
             some = bool(open_.any())
@@ -259,7 +298,7 @@ class Events:
         return torch.where(mine, b, torch.ones_like(b))
 
     def _differentiable(
-        self, event: Event, piece: Piece, x: Tensor, t0: Tensor, t1: Tensor, mine: Tensor, samples: Tensor
+        self, event: Event, piece: Piece, x: Tensor, t0: Tensor, t1: Tensor, mine: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Time and state of a located event, with the gradient of the implicit function theorem."""
         t = t0 + x * (t1 - t0)
@@ -285,7 +324,7 @@ class Events:
         if not value.requires_grad:
             return exact, y
         length = (t1 - t0).detach().abs().clamp_min(1e-300)
-        grazing = mine & (slope.abs() * length <= GRAZING * samples.abs().amax(0))
+        grazing = mine & (slope.abs() * length <= GRAZING * scale)
         safe = torch.where(mine & ~grazing, slope, torch.ones_like(slope))
         shift = torch.where(mine & ~grazing, value - value.detach(), torch.zeros_like(value)) / safe
         t = exact - shift
@@ -294,10 +333,10 @@ class Events:
         return t, along(t)[1]
 
     def _register(
-        self, i: int, event: Event, mine: Tensor, t: Tensor, y: Tensor, caught: Catch | None
+        self, i: int, mine: Tensor, x: Tensor, scale: Tensor, t: Tensor, y: Tensor, caught: Catch | None
     ) -> tuple[Catch | None, Tensor]:
         """Record an event in its lanes, and steer those whose course it changes."""
-        rows = self.rows[mine]
+        event, rows = self.events[i], self.rows[mine]
         kept = self.counts[i, rows]
         states = y[mine] if self.lanes.batched else y.unsqueeze(0)
         self.found[i].append((kept, rows, t[mine], states))
@@ -309,12 +348,15 @@ class Events:
         ended = torch.where(mine & (count > self.limit), Status.EVENT_OVERFLOW.code, ended)
         steered = mine & ((ended >= 0) | (event.apply is not None))
         if not bool(steered.any()):
+            self.marks += (Mark(i, mine, x, scale, kept, rows, steered, steered),)
             return caught, steered
         last = self.caught_at[self.rows]
         gap = torch.where(torch.isnan(last), torch.inf, (t.detach() - last).abs())
         zeno = steered & (ended < 0) & (gap <= ACCUMULATION * self.span)
         ended = torch.where(zeno, Status.EVENTS_ACCUMULATE.code, ended)
-        after = self._apply(event, t, y, steered & (ended < 0))
+        applied = steered & (ended < 0)
+        self.marks += (Mark(i, mine, x, scale, kept, rows, steered, applied),)
+        after = self._apply(event, t, y, applied)
         self.caught_at[self.rows] = torch.where(steered, t.detach(), last)
         new = Catch(steered, t, y, after, ended, gap)
         return (new if caught is None else self._merge(caught, new)), steered
@@ -340,6 +382,27 @@ class Events:
             torch.where(mask, new.gap, old.gap),
         )
 
+    def again(self, piece: Piece, marks: tuple[Mark, ...]) -> tuple[list[tuple[Tensor, Tensor]], Catch | None]:
+        """Find the same events in the same step, and do what they did.
+
+        Returns:
+            Time and state of each mark, `(lanes,)` and as the lanes' state; and what changed the course, or None.
+        """
+        t0, t1 = self.lanes.span(piece, self.span)
+        found, caught = [], None
+        for mark in marks:
+            unread = torch.full_like(
+                mark.x, torch.inf
+            )  # why lanes ended, and how long after what, the first time settled
+            event = self.events[mark.event]
+            t, y = self._differentiable(event, piece, mark.x, t0, t1, mark.lanes, mark.scale)
+            found.append((t, y))
+            if bool(mark.steered.any()):
+                after = self._apply(event, t, y, mark.applied)
+                new = Catch(mark.steered, t, y, after, unread, unread)
+                caught = new if caught is None else self._merge(caught, new)
+        return found, caught
+
     def _carry_over(self, values: Tensor, accepted: Tensor, caught: Catch | None) -> None:
         """The values at the step's end start the next step, except in lanes that go on from an event."""
         if caught is None:
@@ -356,7 +419,7 @@ class Events:
     # ---- the end
 
     def records(self, y0: Tensor) -> tuple[EventRecord, ...]:
-        """What happened, per event: times and states in order, NaN-padded with rows."""
+        """What happened, per event: times and inner states in order, NaN-padded with rows."""
         return tuple(self._record(found, count, y0) for found, count in zip(self.found, self.counts, strict=True))
 
     def _record(self, found: list[Any], count: Tensor, y0: Tensor) -> EventRecord:
@@ -368,8 +431,8 @@ class Events:
             index, rows, times, states = (torch.cat(parts) for parts in zip(*found, strict=True))
             ts, ys = ts.index_put((index, rows), times), ys.index_put((index, rows), states)
         if self.lanes.batched:
-            return EventRecord(ts, self.layout.unpack(ys, lead=1), count)
-        return EventRecord(ts[:, 0], self.layout.unpack(ys[:, 0], lead=1), int(count[0]))
+            return EventRecord(ts, ys, count)
+        return EventRecord(ts[:, 0], ys[:, 0], int(count[0]))
 
 
 class _RefuseGradient(torch.autograd.Function):

@@ -51,6 +51,8 @@ class AdamsStepper:
 
     method: AdamsFamily
 
+    remembers = True  # a step depends on the derivatives of the steps before it
+
     @property
     def dense_costs(self) -> bool:
         """An interpolant needs the derivative at the end, which the next step then has."""

@@ -28,6 +28,8 @@ class ExplicitStepper:
 
     tableau: ButcherTableau
 
+    remembers = False  # what a step carries to the next is known from the state alone
+
     @property
     def dense_costs(self) -> bool:
         """Whether an interpolant needs evaluations of `f` beyond the step's own."""

@@ -59,6 +59,8 @@ class SymplecticStepper:
 
     method: SymplecticTableau
 
+    remembers = False  # what a step carries to the next is known from the state alone
+
     @property
     def dense_costs(self) -> bool:
         """An interpolant needs the whole derivative at both ends."""

@@ -1,0 +1,141 @@
+"""The way back over the steps of a solve, one on the tape at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurode.gradients.checkpoints import Checkpoints
+from neurode.gradients.inputs import Replayed, refuse_unlisted
+from neurode.gradients.record import State
+from neurode.gradients.replay import Replay, Taken
+from neurode.gradients.stages import StageField
+
+EMPTY: tuple[Tensor, ...] = ()
+
+
+class Sweep:
+    """The backward pass.
+
+    Args:
+        replay: takes steps again.
+        states: those that were kept.
+        y0: where the solve began.
+        grads: of the values of the outcome, by name; None where nothing came.
+        failed: True, or `(rows, 1)`, where the final state was replaced by NaN.
+        by_stages: whether one evaluation of `f` is alive at a time, in place of one step.
+
+    Attributes:
+        gy: gradient of the state reached, all rows.
+        gpast: gradients of the derivatives that the method remembers there.
+        totals: gradients of the inputs.
+        steps: how many were gone back.
+    """
+
+    def __init__(
+        self,
+        replay: Any,
+        states: Checkpoints,
+        y0: Tensor,
+        grads: dict[Any, Tensor | None],
+        failed: Any,
+        by_stages: bool,
+    ) -> None:
+        self.replay: Replay = replay
+        self.states, self.grads = states, grads
+        self.inputs: Replayed = replay.inputs
+        self.times = replay.times
+        self.inputs.field.num_calls = 0
+        self.totals = [torch.zeros_like(x) for x in self.inputs.wanted]
+        self.stages = StageField(self.inputs, self.totals) if by_stages else None
+        self.gy, self.gpast = _start(grads.get("y1"), failed, y0), EMPTY
+        self.steps = 0
+        self._mask_gone()
+
+    def _mask_gone(self) -> None:
+        """Rows that became NaN have no part in any gradient."""
+        ys, gone = self.grads.get("ys"), self.replay.gone
+        if ys is not None and gone is not None:
+            self.grads["ys"] = torch.where(gone[:, None], 0.0, ys)
+
+    def run(self) -> None:
+        """Go back through all steps."""
+        with self.inputs.outer():
+            kept = dict(self.states.kept)
+            self.states.reverse(len(self.replay.strides), self._advance, self._back)
+            self.states.kept = kept  # for another backward pass over the same graph
+        ys = self.grads.get("ys")
+        if ys is not None:
+            self.gy = self.gy + self.replay.at_start(ys)
+
+    @torch.no_grad()
+    def _advance(self, n: int, state: State) -> State:
+        self.inputs.take(self.replay.lanes(n)[0])
+        return self.replay.advance(n, state, self.inputs.field)
+
+    def _back(self, n: int, kept: State) -> None:
+        """One step on the tape, and its derivative."""
+        rows, moved = self.replay.lanes(n)
+        gy = self.gy if rows is None else self.gy.index_select(0, rows)
+        state = self.replay.state(n, kept)
+        state = State(_leaf(state.y), tuple(map(_leaf, state.past)))
+        with torch.enable_grad():
+            self.inputs.take(rows)
+            taken = self.replay.take(n, state, self.stages or self.inputs.field)
+        wide = None if moved is None else moved.unsqueeze(1)
+        pairs = [(taken.after, gy if wide is None else torch.where(wide, gy, 0.0))]
+        pairs += zip(taken.carry, self.gpast, strict=False)
+        pairs += [(value, self._cotangent(name, place)) for value, name, place in taken.outputs]
+        new = self._derivative(taken, pairs)
+        new = torch.zeros_like(gy) if new is None else new
+        if wide is not None:
+            new = new + torch.where(wide, 0.0, gy)
+        self.gy = new if rows is None else self.gy.index_copy(0, rows, new)
+        self.steps += 1
+
+    def _cotangent(self, name: Any, place: Any) -> Tensor | None:
+        """What came to a part of a value."""
+        grad = self.times.catches.total if name == "catches" else self.grads[name]
+        return None if grad is None else grad[place]
+
+    def _derivative(self, taken: Taken, pairs: list[Any]) -> Tensor | None:
+        """Pull the cotangents of a step's results back to what it started from; sums those of times and inputs.
+
+        Returns:
+            The gradient of the state before the step.
+        """
+        pairs = [(v, c) for v, c in pairs if c is not None and v.requires_grad]
+        self.gpast = EMPTY
+        if not pairs:
+            return None
+        leaves = [taken.y, *taken.past, *dict.fromkeys(t for t, _, _ in taken.times)]
+        wanted = [*leaves, *self.inputs.wanted]
+        values = [v for v, _ in pairs]
+        refuse_unlisted(values, self.inputs.listed.union(map(id, leaves)))
+        grads = torch.autograd.grad(values, wanted, [c for _, c in pairs], allow_unused=True)
+        found = dict(zip(leaves, grads, strict=False))
+        for leaf, name, place in taken.times:
+            if found[leaf] is not None:
+                getattr(self.times, name).add(place, found[leaf])
+        for total, grad in zip(self.totals, grads[len(leaves) :], strict=True):
+            if grad is not None:
+                total.add_(grad)
+        self.gpast = tuple(_or_zero(found[x], x) for x in taken.past)
+        return found[taken.y]
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def _start(grad: Tensor | None, failed: Any, y0: Tensor) -> Tensor:
+    """The gradient of the end state, without what came to a NaN that stands for a failure."""
+    if grad is None or failed is True:
+        return torch.zeros_like(y0)
+    return torch.where(failed, 0.0, grad) if isinstance(failed, Tensor) else grad
