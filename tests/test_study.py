@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
+import neurode
 from neurode import cli
 from neurode.studies.spirals import Settings, models, run, train
 
@@ -62,7 +64,30 @@ def test_counts_are_of_the_solver(finished: pathlib.Path) -> None:
 
 
 def test_resnet_is_euler_to_the_bit(finished: pathlib.Path) -> None:
-    assert json.loads((finished / "results.json").read_text())["bridge"] == {"outputs": 0.0, "gradients": 0.0}
+    """On the eager engine, which does the network's own operations; the fused one is apart by rounding."""
+    found = json.loads((finished / "results.json").read_text())["bridge"]
+    assert found.pop("outputs") == found.pop("gradients") == 0.0
+    assert all(0 < gap < 1e-4 for gap in found.values())
+
+
+def test_engines_are_timed_in_the_run_and_differ_by_rounding(finished: pathlib.Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    page = (finished / "report.html").read_text()
+    for name, each in results["engines"].items():
+        assert each["eager"] > 0
+        if "refusal" in each:
+            assert each["refusal"][:60] in html.unescape(page) and results["models"][name]["engines"] == ["eager"]
+        else:
+            assert each["fused"] > 0 and each["outputs"] < 1e-5 and each["gradients"] < 1e-4
+            assert results["models"][name]["engines"] == ["fused"]
+    assert results["models"]["resnet"]["engines"] == ["PyTorch"]
+
+
+def test_a_study_that_asks_for_the_fused_engine_can_measure_everything(tmp_path: pathlib.Path) -> None:
+    """Some measurements only PyTorch can take: they do, whatever the engine of the training."""
+    _need_fused()
+    run(Settings(out=tmp_path, engine="fused", **{**SMALL, "epochs": 1}))
+    assert json.loads((tmp_path / "results.json").read_text())["models"]["ode-rk4"]["engines"] == ["fused"]
 
 
 def test_fitted_orders(finished: pathlib.Path) -> None:
@@ -176,10 +201,19 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_killed_process_resumes_bit_for_bit(place: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    "place, engine",
+    [
+        ("between forward and backward", "fused"),
+        ("between forward and backward", "eager"),
+        ("half a checkpoint", "eager"),
+    ],
+)
+def test_killed_process_resumes_bit_for_bit(place: str, engine: str, tmp_path: pathlib.Path) -> None:
     """SIGKILL, in the middle of an update and in the middle of writing: what follows equals a run that was never killed."""
-    settings = {**SMALL, "epochs": 6}
+    if engine == "fused":
+        _need_fused()
+    settings = {**SMALL, "epochs": 6, "engine": engine}
     code = CHILD.format(place=PLACES[place], model="ode-rk4", settings=settings)
     out = tmp_path / "killed"
     command = [sys.executable, "-c", code, str(out)]
@@ -193,8 +227,18 @@ def test_killed_process_resumes_bit_for_bit(place: str, tmp_path: pathlib.Path) 
     torch.set_num_threads(1)
     model, record = train.train("ode-rk4", Settings(out=tmp_path / "whole", **settings), 0)
     resumed, again = train.train("ode-rk4", Settings(out=out, **settings), 0)
+    assert record["engines"] == again["engines"] == [engine]
     assert record["epoch"] == again["epoch"] == 6 and record["evaluations"] == again["evaluations"] == 6 * 2 * 4 * 4
     _equal_trainings((model, record), (resumed, again))
+
+
+def _need_fused() -> None:
+    try:
+        neurode.solve(neurode.nn.MLP(1, ()), torch.ones(1), (0, 1), method="euler", steps=1, engine="fused")
+    except neurode.EngineError as error:
+        if "native library" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 def _equal_trainings(one: tuple, other: tuple) -> None:

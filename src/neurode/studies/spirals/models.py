@@ -47,7 +47,13 @@ def build(name: str, settings: Settings, seed: int) -> Classifier:
         # The ordinary one: y + f(y), default initialization. With last layers of zeros and this rate it hardly trains.
         return Classifier(ResNet(STATE, widths, num_blocks=settings.steps, zero_init=False))
     method = {"ode-euler": "euler", "ode-rk4": "rk4"}[name]
-    return Classifier(NeuralODE(MLP(STATE, widths), method=method, steps=settings.steps))
+    return Classifier(NeuralODE(MLP(STATE, widths), method=method, steps=settings.steps, engine=settings.engine))
+
+
+def engine_of(model: Classifier) -> str:
+    """What computed the model's latest forward pass: `"eager"`, `"fused"`, or `"PyTorch"` where there is nothing to solve."""
+    stats = getattr(model.body, "last_stats", None)
+    return stats.engine.split()[0] if stats else "PyTorch"
 
 
 def evaluations(model: Classifier) -> int:

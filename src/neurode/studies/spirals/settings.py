@@ -6,6 +6,7 @@ import json
 import pathlib
 import shlex
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 from neurode._errors import InputError
 
@@ -40,6 +41,9 @@ class Settings:
     """Solver steps of the neural ODEs, and blocks of the residual network."""
     hidden: int = 128
     """Width of the vector field and of the blocks."""
+    engine: Literal["auto", "eager", "fused"] = "auto"
+    """Engine that solves the neural ODEs while they train: eager is PyTorch, operation by operation; fused is one native
+    call a solve; auto takes fused where it can be used."""
     threads: int = 1
     """Threads of PyTorch: the matrices are small, more than one rarely helps."""
     toy_updates: int = 300

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from neurode._errors import InputError
 from neurode.data import spirals
-from neurode.studies.spirals.models import Classifier, build, evaluations
+from neurode.studies.spirals.models import Classifier, build, engine_of, evaluations
 from neurode.studies.spirals.settings import LABELS, Settings
 
 SAVE_EVERY = 20  # epochs: a killed run loses seconds
@@ -66,7 +66,8 @@ def train(name: str, settings: Settings, seed: int) -> tuple[Classifier, dict[st
     """Train one model, or finish what an earlier run began.
 
     Returns:
-        The model, and `updates`, `evaluations` (counted by the solver), `seconds` and the `losses` of the epochs.
+        The model, and `updates`, `evaluations` (counted by the solver), `seconds`, the `losses` of the epochs, and the
+        `engines` that computed them: one, unless the run was resumed where `"auto"` chose another.
 
     Raises:
         Interrupted: Ctrl-C; the state is saved.
@@ -78,7 +79,7 @@ def train(name: str, settings: Settings, seed: int) -> tuple[Classifier, dict[st
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     path = checkpoint(settings, name, seed)
-    record = _load(path, parts, settings) or {"epoch": 0, "updates": 0, "evaluations": 0, "seconds": 0.0, "losses": []}
+    record = _load(path, parts, settings) or dict(epoch=0, updates=0, evaluations=0, seconds=0.0, losses=[], engines=[])
     bar = progress(total=settings.epochs, initial=record["epoch"], desc=f"{LABELS[name]}, seed {seed}", unit="epoch")
     with bar, stop_on_ctrl_c() as flag:
         while record["epoch"] < settings.epochs:
@@ -86,6 +87,8 @@ def train(name: str, settings: Settings, seed: int) -> tuple[Classifier, dict[st
             loss = _epoch(model, optimizer, points, labels, settings, seed, record)
             schedule.step()
             record["epoch"] += 1
+            if engine_of(model) not in record["engines"]:
+                record["engines"].append(engine_of(model))
             record["losses"].append(loss)
             record["seconds"] += time.perf_counter() - started
             bar.update()
