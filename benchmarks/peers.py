@@ -14,6 +14,7 @@ from torch import Tensor
 
 import neurode
 from neurode.fused import run
+from neurode.gradients.features import EVERYTHING
 
 PEERS = ("torchdiffeq", "torchode", "diffrax")
 
@@ -27,6 +28,7 @@ class Native:
     """The fused engine as a gradient strategy. `memory`: bytes that stages kept for the way back may take."""
 
     name = "discrete"
+    handles = EVERYTHING
 
     def __init__(self, memory: int | None = None) -> None:
         self.memory = memory

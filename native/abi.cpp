@@ -65,13 +65,16 @@ constexpr int64_t MAX_STAGES = 64; // as in tile.h: the loops keep a step's weig
 // Runs part of a solve; nothing that C++ throws may reach the caller.
 template <class Work> int64_t guarded(const nd_solve& s, Work work) {
     if (s.stages < 1 || s.extra < 0 || s.stages + s.extra > MAX_STAGES)
-        return last_error = "the method has more than 64 stages", 1;
+        return last_error = "the method has more than 64 stages", ND_FAILED;
     try {
-        work();
+        neurode::Watch watch;
+        work(watch);
     } catch (const std::bad_alloc&) {
-        return last_error = "there is not enough memory", 1;
+        return last_error = "there is not enough memory", ND_FAILED;
+    } catch (const neurode::Stopped&) {
+        return last_error = "a signal came", ND_STOPPED;
     }
-    return 0;
+    return ND_DONE;
 }
 
 } // namespace
@@ -82,6 +85,8 @@ int64_t nd_abi(void) { return NEURODE_ABI; }
 int64_t nd_sizeof_solve(void) { return sizeof(nd_solve); }
 const char* nd_isa(void) { return choice().name.c_str(); }
 const char* nd_isas(void) { return choice().available.c_str(); }
+const char* nd_team(void) { return neurode::team_name(); }
+void nd_python(void* (*save)(void), void (*restore)(void*), int (*check)(void)) { neurode::set_python(save, restore, check); }
 const char* nd_error(void) { return last_error; }
 
 void* nd_program_new(const int32_t* words, int64_t n, const int32_t* maps, int64_t num_maps, int64_t dtype) {
@@ -100,11 +105,14 @@ void nd_vjp(void* program, const void* u, int64_t rows, const double* t, const v
 }
 int64_t nd_forward(void* program, nd_solve* s) {
     const Program& p = *static_cast<Program*>(program);
-    return guarded(*s, [&] { engine_of(p).forward(p, *s); });
+    s->trace = nullptr;
+    int64_t code = guarded(*s, [&](neurode::Watch& watch) { engine_of(p).forward(p, *s, watch); });
+    if (code != ND_DONE && s->keep && s->trace) engine_of(p).free_trace(s->trace), s->trace = nullptr;
+    return code;
 }
 int64_t nd_backward(void* program, nd_solve* s) {
     const Program& p = *static_cast<Program*>(program);
-    return guarded(*s, [&] { engine_of(p).backward(p, *s); });
+    return guarded(*s, [&](neurode::Watch& watch) { engine_of(p).backward(p, *s, watch); });
 }
 void nd_trace_free(void* program, void* trace) { engine_of(*static_cast<Program*>(program)).free_trace(trace); }
 void nd_micro(int64_t dtype, int64_t op, void* out, const void* a, const void* b, const void* c, int64_t n) {

@@ -9,13 +9,14 @@
 #define NEURODE_EXPORT __attribute__((visibility("default")))
 #endif
 
-#define NEURODE_ABI 2
+#define NEURODE_ABI 3
 
 enum { ND_SUCCESS = 0, ND_MAX_STEPS = 2, ND_UNDERFLOW = 3, ND_NON_FINITE = 4 }; /* Status.code of _solution.py */
 
 typedef struct nd_solve {
     /* ---- the problem */
     int64_t rows;
+    int64_t threads;      /* the most that may be used; small work stays on one */
     const void* uniforms; /* num_uniforms */
     const void* y0;       /* rows x D */
     const void* rowdata;  /* rows x num_rowdata, or null */
@@ -72,6 +73,11 @@ NEURODE_EXPORT int64_t nd_sizeof_solve(void);
 /* The instruction set in use, empty where NEURODE_ISA names none of this machine; those there, with commas between. */
 NEURODE_EXPORT const char* nd_isa(void);
 NEURODE_EXPORT const char* nd_isas(void);
+NEURODE_EXPORT const char* nd_team(void); /* where threads come from */
+/* Python's PyEval_SaveThread, PyEval_RestoreThread and PyErr_CheckSignals. Given once, every call that computes must be made with
+   the interpreter held, lets go of it while it computes, and ends early with ND_STOPPED where a signal's handler raised: the
+   exception is set then. Without them the interpreter is not touched and nothing ends a solve early. */
+NEURODE_EXPORT void nd_python(void* (*save)(void), void (*restore)(void*), int (*check)(void));
 /* dtype: 0 float, 1 double. Null if the words are not a program of this version; nd_error() says why. */
 NEURODE_EXPORT void* nd_program_new(const int32_t* words, int64_t n, const int32_t* maps, int64_t num_maps, int64_t dtype);
 NEURODE_EXPORT void nd_program_free(void* program);
@@ -82,6 +88,7 @@ NEURODE_EXPORT void nd_eval(void* program, const void* u, int64_t rows, const do
 /* Vector-Jacobian products with g (rows x D); grad_t (rows, of the dtype), grad_rowdata, accumulators may be null. */
 NEURODE_EXPORT void nd_vjp(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata,
                            const void* g, void* grad_y, void* grad_t, void* grad_rowdata, void* accumulators);
+enum { ND_DONE = 0, ND_FAILED = 1, ND_STOPPED = 2 }; /* what these return; nd_error() says why it failed */
 NEURODE_EXPORT int64_t nd_forward(void* program, nd_solve* s);
 NEURODE_EXPORT int64_t nd_backward(void* program, nd_solve* s);
 NEURODE_EXPORT void nd_trace_free(void* program, void* trace);

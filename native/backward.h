@@ -10,9 +10,9 @@ template <class R> class Backward {
     typedef typename Trace<R>::Step Step;
 
   public:
-    Backward(const Program& program, nd_solve& solve, const Trace<R>& trace, int T)
+    Backward(const Program& program, nd_solve& solve, const Trace<R>& trace, int T, neurode::Watch& watch)
         : p(program), s(solve), batch(solve, program.size, program.num_rowdata), method(solve), trace_(trace),
-          stages_(method.all), work_(bytes(program, solve, T)),
+          patience_(watch), stages_(method.all), work_(bytes(program, solve, T)),
           run(program, static_cast<const R*>(solve.uniforms), T, stages_, true, work_), tile(program, method, run, work_),
           dense_(solve, program.size, work_), slopes_(solve, program.size, work_), T(T), D(program.size), N(tile.N) {
         saved_step_ = ptrdiff_t(p.rows_saved) * T, cot_step_ = ptrdiff_t(p.rows_cotangent) * T;
@@ -39,24 +39,35 @@ template <class R> class Backward {
                Workspace::size_of<Lane>(T) + 2 * Workspace::size_of<double>(T) + 4096;
     }
 
-    void all_rows() {
-        clear_outputs();
-        bool whole = trace_.kept && trace_.kept_T == T; // tiles as on the way forward, where no row failed
-        for (int64_t row = 0; row < s.rows; row++) whole = whole && s.status[row] == ND_SUCCESS;
-        kept_ = whole ? trace_.kept : nullptr;
-        int64_t next = 0;
+    // Rows order[first], order[first + stride], ... below `end`, none of which failed; adds to `sums` what they give to parameters.
+    // `kept`: the stages that the way forward kept are there, and its tiles are the same as these.
+    void rows(const int64_t* order, int64_t first, int64_t end, int64_t stride, bool kept, R* sums) {
+        kept_ = kept ? trace_.kept : nullptr;
+        sums_ = sums;
+        int64_t next = first;
         while (true) {
             bool refill = !kept_ || idle() == T; // kept stages: a tile's rows stay together
             tile_index_ = refill ? next / T : tile_index_;
             for (int l = 0; l < T && refill; l++)
-                while (lanes_[l].row < 0 && next < s.rows) take_row(l, next++);
+                while (lanes_[l].row < 0 && next < end) take_row(l, order[next]), next += stride;
             if (idle() == T) {
-                if (next >= s.rows) break;
+                if (next >= end) break;
                 continue;
             }
+            patience_.step();
             step();
         }
-        run.flush(static_cast<R*>(s.accumulators));
+    }
+    int64_t evaluations = 0, products = 0; // of f and of its vector-Jacobian product: by tiles, times live lanes
+
+    static void clear_outputs(const Program& p, nd_solve& s) {
+        clear(static_cast<R*>(s.grad_y0), s.rows * p.size);
+        clear(static_cast<R*>(s.grad_rowdata), s.rows * p.num_rowdata);
+        clear(static_cast<R*>(s.accumulators), p.num_accumulators);
+        clear(s.grad_t0, s.rows);
+        clear(s.grad_t1, s.rows);
+        clear(s.grad_grid, s.points * s.rows);
+        clear(s.grad_eval, s.num_eval * s.rows);
     }
 
   private:
@@ -73,20 +84,10 @@ template <class R> class Backward {
     template <class X> static void clear(X* to, int64_t n) {
         if (to && n) std::memset(to, 0, sizeof(X) * n);
     }
-    void clear_outputs() {
-        clear(static_cast<R*>(s.grad_y0), s.rows * D);
-        clear(static_cast<R*>(s.grad_rowdata), s.rows * p.num_rowdata);
-        clear(static_cast<R*>(s.accumulators), p.num_accumulators);
-        clear(s.grad_t0, s.rows);
-        clear(s.grad_t1, s.rows);
-        clear(s.grad_grid, s.points * s.rows);
-        clear(s.grad_eval, s.num_eval * s.rows);
-    }
 
     const R* grad_ys(int64_t j, int64_t row) const { return static_cast<const R*>(s.grad_ys) + (j * s.rows + row) * D; }
 
     void take_row(int l, int64_t row) {
-        if (s.status[row] != ND_SUCCESS) return;
         Lane& lane = lanes_[l];
         lane.row = row, lane.step = trace_.last(row), lane.output = s.num_eval - 1;
         lane.point = s.grid ? s.points - 2 : 0;
@@ -129,7 +130,7 @@ template <class R> class Backward {
         end_of_step();
         for (int i = n - 1; i >= 0; i--) stage(i);
         bases_[SAVED] = saved_, bases_[COTANGENT] = cot_, bases_[ROWDATA] = tile.rowdata;
-        run.gradient(bases_, n, saved_step_, cot_step_);
+        run.gradient(bases_, n, saved_step_, cot_step_, sums_);
         for (int l = 0; l < T; l++)
             if (lanes_[l].row >= 0) leave_step(l);
         R* swap = gy_;
@@ -181,7 +182,7 @@ template <class R> class Backward {
         }
         saved_ = own_saved_;
         for (int i = 0; i < n; i++) tile.evaluate(i, saved_ + i * saved_step_, bases_);
-        s.backward_evaluations += int64_t(n) * (T - idle());
+        evaluations += int64_t(n) * (T - idle());
     }
 
     // Cotangents of the outputs in the lane's step, onto the state at its start, the stages and the times.
@@ -245,7 +246,7 @@ template <class R> class Backward {
         std::memcpy(cot, gk_ + i * N, N * sizeof(R));
         bases_[SAVED] = saved_ + i * saved_step_, bases_[COTANGENT] = cot, bases_[ROWDATA] = tile.rowdata;
         run.backward(bases_);
-        s.backward_products += T - idle();
+        products += T - idle();
         if (p.grad_t.present() && times_) {
             const R* g = run.row(bases_, p.grad_t);
             for (int l = 0; l < T; l++) gt0_[l] += (1 - method.c(i)) * double(g[l]), gt1_[l] += method.c(i) * double(g[l]);
@@ -282,6 +283,7 @@ template <class R> class Backward {
     Batch<R> batch;
     Tableau method;
     const Trace<R>& trace_;
+    Patience patience_;
     int stages_;
     Workspace work_;
     Interpreter<R> run;
@@ -290,7 +292,7 @@ template <class R> class Backward {
     int T, D;
     ptrdiff_t N;
     bool times_; // whether gradients of times are wanted
-    R* kept_ = nullptr;
+    R *kept_ = nullptr, *sums_ = nullptr;
     int64_t tile_index_ = 0;
     ptrdiff_t saved_step_, cot_step_;
     Bases<R> bases_;

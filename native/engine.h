@@ -2,6 +2,7 @@
 #pragma once
 #include "abi.h"
 #include "program.h"
+#include "threads.h"
 
 namespace neurode {
 
@@ -9,8 +10,8 @@ struct Engine {
     void (*eval)(const Program&, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, void* out);
     void (*vjp)(const Program&, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, const void* g,
                 void* grad_y, void* grad_t, void* grad_rowdata, void* accumulators);
-    void (*forward)(const Program&, nd_solve&);
-    void (*backward)(const Program&, nd_solve&);
+    void (*forward)(const Program&, nd_solve&, Watch&);
+    void (*backward)(const Program&, nd_solve&, Watch&);
     void (*free_trace)(void*);
     void (*micro)(int op, void* out, const void* a, const void* b, const void* c, int64_t n);
     double (*multiply_adds)(int64_t rounds);

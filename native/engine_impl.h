@@ -11,11 +11,12 @@ namespace NEURODE_NAMESPACE {
 
 template <class R>
 void eval(const Program& p, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, void* out) {
+    neurode::Watch watch;
     nd_solve s = {};
     double zero = 0;
     s.rows = rows, s.uniforms = u, s.y0 = y, s.rowdata = rowdata, s.stages = 1, s.t0 = s.t1 = t, s.t0_step = s.t1_step = 1;
     s.a = s.b = s.c = &zero;
-    Forward<R> f(p, s, nullptr, tile_width<R>(p, rows));
+    Forward<R> f(p, s, nullptr, tile_width<R>(p, rows), watch);
     for (int64_t first = 0; first < rows; first += f.T) {
         int live = int(rows - first < f.T ? rows - first : f.T);
         for (int l = 0; l < f.T; l++) {
@@ -36,8 +37,12 @@ void vjp(const Program& p, const void* u, int64_t rows, const double* t, const v
     int T = tile_width<R>(p, rows);
     size_t D = p.size, A = p.num_rowdata, scratch = p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward;
     Workspace work(Interpreter<R>::bytes(p, T, 1, true) +
-                   sizeof(R) * T * (p.rows_saved + scratch + p.rows_cotangent + A) + 1024);
+                   sizeof(R) * T * (p.rows_saved + scratch + p.rows_cotangent + A) +
+                   Workspace::size_of<R>(Interpreter<R>::sums_size(p)) + 1024);
     Interpreter<R> run(p, static_cast<const R*>(u), T, 1, true, work);
+    size_t size = Interpreter<R>::sums_size(p);
+    R* sums = work.take<R>(size);
+    std::memset(sums, 0, size * sizeof(R));
     Bases<R> bases;
     bases[SAVED] = work.take<R>(size_t(p.rows_saved) * T), bases[SCRATCH] = work.take<R>(scratch * T);
     bases[COTANGENT] = work.take<R>(size_t(p.rows_cotangent) * T), bases[ROWDATA] = work.take<R>(A * T);
@@ -58,7 +63,7 @@ void vjp(const Program& p, const void* u, int64_t rows, const double* t, const v
         }
         run.forward(bases);
         run.backward(bases);
-        run.gradient(bases, 1, 0, 0);
+        run.gradient(bases, 1, 0, 0, sums);
         for (int l = 0; l < live; l++) {
             write(p.grad_y, grad_y, D, first + l, l);
             write(p.grad_t, grad_t, 1, first + l, l);
@@ -67,34 +72,94 @@ void vjp(const Program& p, const void* u, int64_t rows, const double* t, const v
     }
     if (!accumulators) return;
     for (int i = 0; i < p.num_accumulators; i++) static_cast<R*>(accumulators)[i] = 0;
-    run.flush(static_cast<R*>(accumulators));
+    Interpreter<R>::flush(p, sums, static_cast<R*>(accumulators));
 }
 
 // ---- solves
 
-template <class R> void solve_forward(const Program& p, nd_solve& s) {
-    int T = tile_width<R>(p, s.rows);
-    Trace<R>* trace = s.keep ? new Trace<R>(s.rows, p.size) : nullptr;
-    s.trace = trace;
-    for (int64_t row = 0; row < s.rows; row++) s.evaluations[row] = s.accepted[row] = s.rejected[row] = 0;
-    if (trace && s.grid && s.grid_row_step == 0) {
-        size_t tiles = size_t((s.rows + T - 1) / T), stages = size_t(s.fsal ? s.stages - 1 : s.stages);
-        size_t bytes = tiles * (s.points - 1) * stages * p.rows_saved * T * sizeof(R);
-        if (bytes && bytes <= size_t(s.memory)) {
-            trace->kept = static_cast<R*>(neurode::take_block(bytes, &trace->kept_capacity));
-            trace->kept_T = T;
-        }
-    }
-    Forward<R> f(p, s, trace, T);
-    if (s.grid) f.fixed();
-    else if (s.joint && s.rows) Joint<R>(f, trace).solve();
-    else f.adaptive();
+// Evaluations of f for one row: known on a fixed grid, guessed otherwise.
+inline double evaluations_of(const nd_solve& s) { return double(s.stages) * (s.grid ? s.points - 1 : 10); }
+
+// Room for the stages of all steps of a fixed grid, where it fits the memory that the caller gives.
+template <class R> void keep_stages(const Program& p, const nd_solve& s, int T, Trace<R>& trace) {
+    size_t tiles = size_t((s.rows + T - 1) / T), stages = size_t(s.fsal ? s.stages - 1 : s.stages);
+    size_t bytes = tiles * (s.points - 1) * stages * p.rows_saved * T * sizeof(R);
+    if (!bytes || bytes > size_t(s.memory)) return;
+    trace.kept = static_cast<R*>(neurode::take_block(bytes, &trace.kept_capacity));
+    trace.kept_T = T;
 }
 
-template <class R> void solve_backward(const Program& p, nd_solve& s) {
-    s.backward_evaluations = s.backward_products = 0;
+template <class R> void solve_forward(const Program& p, nd_solve& s, neurode::Watch& watch) {
+    int T = tile_width<R>(p, s.rows);
+    int64_t tiles = (s.rows + T - 1) / T;
+    bool joint = s.joint && !s.grid;
+    int threads = joint ? 1 : threads_for(s.threads, tiles, cost_of(p.forward) * s.rows * evaluations_of(s));
+    Trace<R>* trace = s.keep ? new Trace<R>(s.rows, p.size, threads) : nullptr;
+    s.trace = trace;
+    for (int64_t row = 0; row < s.rows; row++) s.evaluations[row] = s.accepted[row] = s.rejected[row] = 0;
+    if (trace && s.grid && s.grid_row_step == 0) keep_stages(p, s, T, *trace);
+    if (joint) {
+        Forward<R> f(p, s, trace, T, watch);
+        return Joint<R>(f, trace).solve();
+    }
+    neurode::Queue starts, queue;
+    if (s.grid)
+        return team(threads, watch, [&](int worker) { Forward<R>(p, s, trace, T, watch, worker).fixed(queue); });
+    Workspace work(Workspace::size_of<R>(s.rows * p.size) + Workspace::size_of<double>(s.rows));
+    R* f0 = s.fsal ? work.take<R>(s.rows * p.size) : nullptr;
+    double* lengths = work.take<double>(s.rows);
+    if (threads == 1) {
+        Forward<R> f(p, s, trace, T, watch);
+        f.first_steps(starts, f0, lengths);
+        return f.adaptive(queue, f0, lengths);
+    }
+    team(threads, watch, [&](int worker) { Forward<R>(p, s, trace, T, watch, worker).first_steps(starts, f0, lengths); });
+    team(threads, watch, [&](int worker) { Forward<R>(p, s, trace, T, watch, worker).adaptive(queue, f0, lengths); });
+}
+
+constexpr int64_t MOST_PARTS = 64;                 // of a batch, each with parameter gradients of its own
+constexpr size_t MOST_SUMS = size_t(64) << 20;     // bytes that these may take
+
+// Tiles of a fixed grid are gathered in parts whatever the number of threads, and the parts are added in order: so the gradients do
+// not depend on it. Rows with their own steps are dealt to the threads in turn, so that each has long and short ones.
+template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::Watch& watch) {
     const Trace<R>& trace = *static_cast<const Trace<R>*>(s.trace);
-    Backward<R>(p, s, trace, tile_width<R>(p, s.rows)).all_rows();
+    Backward<R>::clear_outputs(p, s);
+    Workspace list(Workspace::size_of<int64_t>(s.rows));
+    int64_t *order = list.take<int64_t>(s.rows), live = 0;
+    for (int64_t row = 0; row < s.rows; row++)
+        if (s.status[row] == ND_SUCCESS) order[live++] = row;
+    int T = tile_width<R>(p, live);
+    bool kept = trace.kept && live == s.rows && trace.kept_T == T; // tiles as on the way forward
+    int64_t tiles = (live + T - 1) / T;
+    size_t size = Workspace::size_of<R>(Interpreter<R>::sums_size(p)) / sizeof(R);
+    double cost = (cost_of(p.forward) + cost_of(p.backward) + cost_of(p.gradient)) * live * evaluations_of(s);
+    int threads = threads_for(s.threads, tiles, cost);
+    int64_t parts = threads;
+    if (s.grid) {
+        int64_t fit = int64_t(MOST_SUMS / (size * sizeof(R) + 1)) + 1;
+        parts = tiles < MOST_PARTS ? tiles : MOST_PARTS;
+        parts = parts < fit ? parts : fit;
+    }
+    Workspace work(parts * size * sizeof(R));
+    R* sums = work.take<R>(parts * size);
+    neurode::Queue queue;
+    neurode::Tally evaluations, products;
+    team(threads, watch, [&](int) {
+        Backward<R> back(p, s, trace, T, watch);
+        for (int64_t i; (i = queue.take()) < parts;) {
+            R* own = sums + i * size;
+            std::memset(own, 0, size * sizeof(R));
+            int64_t end = (i + 1) * tiles / parts * T;
+            if (s.grid) back.rows(order, i * tiles / parts * T, end < live ? end : live, 1, kept, own);
+            else back.rows(order, i, live, parts, false, own);
+        }
+        evaluations.add(back.evaluations), products.add(back.products);
+    });
+    for (int64_t i = 1; i < parts; i++)
+        for (size_t j = 0; j < size; j += LANES<R>) store(sums + j, load(sums + j) + load(sums + i * size + j));
+    Interpreter<R>::flush(p, sums, static_cast<R*>(s.accumulators));
+    s.backward_evaluations = evaluations.total(), s.backward_products = products.total();
 }
 
 template <class R> void free_trace(void* trace) { delete static_cast<Trace<R>*>(trace); }

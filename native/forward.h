@@ -1,6 +1,7 @@
 // The way forward: fixed grids and adaptive steps, every lane of a tile its own row; a lane whose row is done takes the next.
 #pragma once
 #include "control.h"
+#include "team.h"
 #include "tile.h"
 #include "trace.h"
 
@@ -50,8 +51,9 @@ template <class R> bool finite(const R* v, int n) {
 // What the loops of one thread share.
 template <class R> class Forward {
   public:
-    Forward(const Program& program, nd_solve& solve, Trace<R>* trace, int T)
+    Forward(const Program& program, nd_solve& solve, Trace<R>* trace, int T, neurode::Watch& watch, int worker = 0)
         : p(program), s(solve), batch(solve, program.size, program.num_rowdata), method(solve), trace_(trace),
+          worker_(worker), patience(watch),
           work_(bytes(program, solve, T)), run(program, static_cast<const R*>(solve.uniforms), T, 1, false, work_),
           tile(program, method, run, work_), T(T), D(program.size) {
         saved_size = ptrdiff_t(program.rows_saved) * T;
@@ -80,32 +82,41 @@ template <class R> class Forward {
 
     // ---- fixed grids
 
-    void fixed() {
-        for (int64_t first = 0; first < s.rows; first += T) {
+    // Tiles from the queue, until there are no more.
+    void fixed(neurode::Queue& tiles) {
+        for (int64_t first; (first = tiles.take() * T) < s.rows;) {
             int live = int(s.rows - first < T ? s.rows - first : T);
             for (int l = 0; l < T; l++) load_lane(l, first + (l < live ? l : 0), l < live); // idle lanes repeat a row
-            for (int64_t point = 0; point + 1 < s.points; point++) fixed_step(first, live, point);
+            for (int64_t point = 0; point + 1 < s.points; point++) {
+                patience.step();
+                fixed_step(first, live, point);
+            }
             for (int l = 0; l < live; l++) end_fixed(l);
         }
     }
 
     // ---- adaptive, every row its own step
 
-    void adaptive() {
-        R* f0 = static_cast<R*>(s.fsal && s.rows ? std::malloc(sizeof(R) * s.rows * D) : nullptr);
-        double* lengths = static_cast<double*>(std::malloc(sizeof(double) * (s.rows + 1)));
-        for (int64_t first = 0; first < s.rows; first += T) first_steps(first, f0, lengths);
-        int64_t next = 0;
+    // f at the start (null: not wanted) and the first step's length (NaN: f is not finite there) of every row.
+    void first_steps(neurode::Queue& tiles, R* f0, double* lengths) {
+        for (int64_t first; (first = tiles.take() * T) < s.rows;) {
+            patience.step();
+            first_steps_of(first, f0, lengths);
+        }
+    }
+
+    // Rows from the queue: a lane whose row is done takes the next.
+    void adaptive(neurode::Queue& rows, const R* f0, const double* lengths) {
+        int64_t next = rows.take();
         int live = 0;
         while (true) {
             for (int l = 0; l < T; l++)
-                while (lanes[l].row < 0 && next < s.rows) live += take_row(l, next++, f0, lengths);
+                while (lanes[l].row < 0 && next < s.rows) live += take_row(l, next, f0, lengths), next = rows.take();
             if (!live) break;
+            patience.step();
             attempt();
             live -= judge();
         }
-        std::free(f0);
-        std::free(lengths);
     }
 
     void error_ratios(double* to) { // root mean square over the features, as the rows' control has it
@@ -197,7 +208,7 @@ template <class R> class Forward {
     }
 
     void record(int l) {
-        if (trace_) tile.get(tile.y, l, trace_->add(lanes[l].row, tile.t0[l], tile.t1[l]), D);
+        if (trace_) tile.get(tile.y, l, trace_->add(worker_, lanes[l].row, tile.t0[l], tile.t1[l]), D);
     }
 
     // The lane's state moves to the end of its step, with the derivative there where it is known.
@@ -287,8 +298,8 @@ template <class R> class Forward {
         return true;
     }
 
-    // f at the start and the first step's length (NaN: f is not finite there) for T rows from `first` on.
-    void first_steps(int64_t first, R* f0, double* lengths) {
+    // The first steps of T rows from `first` on.
+    void first_steps_of(int64_t first, R* f0, double* lengths) {
         int live = int(s.rows - first < T ? s.rows - first : T);
         for (int l = 0; l < T; l++) load_lane(l, first + (l < live ? l : 0), true);
         for (int l = 0; l < T; l++) tile.t0[l] = tile.t1[l] = lanes[l].pace.t;
@@ -394,6 +405,12 @@ template <class R> class Forward {
 
   private:
     Trace<R>* trace_;
+    int worker_;
+
+  public:
+    Patience patience;
+
+  private:
     Workspace work_;
 
   public:

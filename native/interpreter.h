@@ -33,8 +33,6 @@ template <class R> class Interpreter {
         gathered_ = work.take<R>(gather_size(program, T, stages));
         if (backward) {
             panel_ = work.take<R>(size_t(PANEL<R>) * stages * T);
-            sums_ = work.take<R>(sums_size(program));
-            std::memset(sums_, 0, sums_size(program) * sizeof(R));
         }
     }
 
@@ -42,8 +40,7 @@ template <class R> class Interpreter {
         size_t n = packed_bytes(p.forward) + Workspace::size_of<R>(size_t(p.max_registers) * strip(T)) +
                    Workspace::size_of<R>(gather_size(p, T, stages));
         if (backward)
-            n += packed_bytes(p.backward) + Workspace::size_of<R>(size_t(PANEL<R>) * stages * T) +
-                 Workspace::size_of<R>(sums_size(p));
+            n += packed_bytes(p.backward) + Workspace::size_of<R>(size_t(PANEL<R>) * stages * T);
         return n;
     }
 
@@ -54,9 +51,9 @@ template <class R> class Interpreter {
     void backward(const Bases<R>& bases) { run(program_.backward, backward_, bases); }
 
     // Adds the parameter gradients of all `stages` of a step; SAVED and COTANGENT of a stage lie `saved_step`, `cot_step` apart.
-    void gradient(const Bases<R>& bases, int stages, ptrdiff_t saved_step, ptrdiff_t cot_step) {
+    // `sums` (sums_size numbers, aligned) are in the tile's own layout.
+    void gradient(const Bases<R>& bases, int stages, ptrdiff_t saved_step, ptrdiff_t cot_step, R* sums) {
         ptrdiff_t steps[NUM_SPACES] = {0, saved_step, 0, cot_step, 0};
-        R* sums = sums_;
         for (const Instruction& i : program_.gradient) {
             if (i.opcode == WGRAD) {
                 weight_gradient(i, bases, stages, steps, sums);
@@ -69,9 +66,8 @@ template <class R> class Interpreter {
     }
 
     // Adds what `gradient` has gathered to the program's accumulators.
-    void flush(R* acc) {
-        const R* sums = sums_;
-        for (const Instruction& i : program_.gradient) {
+    static void flush(const Program& program, const R* sums, R* acc) {
+        for (const Instruction& i : program.gradient) {
             if (i.opcode == WGRAD) {
                 bool turned = panels_of_first(i);
                 int rows = turned ? i.K : i.O, features = turned ? i.O : i.K;
@@ -88,6 +84,12 @@ template <class R> class Interpreter {
                     for (int l = 0; l < LANES<R>; l++) acc[i.acc + k] += *sums++;
             }
         }
+    }
+
+    static size_t sums_size(const Program& p) {
+        size_t n = 0;
+        for (const Instruction& i : p.gradient) n += i.opcode == WGRAD ? wgrad_size(i) : size_t(i.n) * LANES<R>;
+        return n;
     }
 
   private:
@@ -170,6 +172,7 @@ template <class R> class Interpreter {
             const R* w = packed;
             for (int b = 0, o = 0; b < blocks.count; b++) {
                 int rows = blocks.rows_of(b);
+                look_ahead(i, bases, c * i.O, b == 0 ? 0 : o + 2 * height_, b == 0 ? 3 * height_ : height_);
                 const R* bias = i.bias < 0 ? nullptr : u_ + i.bias + ptrdiff_t(o) * i.bias_o;
                 R* to = out + ptrdiff_t(o) * T_;
                 for (int t = 0; t < T_; t += width) k.product[columns][rows](w, x + t, i.K, T_, bias, i.bias_o, to + t);
@@ -178,6 +181,14 @@ template <class R> class Interpreter {
                 o += rows;
             }
         }
+    }
+
+    // Rows that an epilogue reads, on their way from memory while the products before it run.
+    void look_ahead(const Instruction& i, const Bases<R>& bases, int base, int first, int rows) const {
+        const Operand* read[] = {&i.add, &i.aux};
+        for (const Operand* x : read)
+            for (int r = first; !x->absent() && r < first + rows && r < i.O; r++)
+                prefetch(lane_row(*x, bases, base + r), T_);
     }
 
     void epilogue(const Instruction& i, const Bases<R>& bases, int first, int rows, R* out) {
@@ -260,14 +271,20 @@ template <class R> class Interpreter {
                 int first = p * PANEL<R>, wanted = features - first < PANEL<R> ? features - first : PANEL<R>;
                 for (int s = 0; s < stages; s++) {
                     Bases<R> here = stage_bases(bases, s, steps);
+                    if (s + 1 < stages) {
+                        Bases<R> next = stage_bases(bases, s + 1, steps);
+                        for (int j = 0; j < wanted; j++) prefetch(lane_row(wide, next, c * features + first + j), T_);
+                    }
                     to_panel<R>([&](int j) { return lane_row(wide, here, c * features + first + j); }, wanted, T_,
                                 panel_ + ptrdiff_t(s) * T_ * PANEL<R>);
                 }
                 for (int b = 0, r = 0; b < blocks.count; b++) {
                     int height = blocks.rows_of(b);
-                    kernels<R>().outer[2][height](from + r * row_step, row_step, slab, stages, T_, panel_, acc);
-                    acc += ptrdiff_t(height) * PANEL<R>;
+                    const R* block = from + r * row_step;
                     r += height;
+                    const R* after = b + 1 < blocks.count ? from + r * row_step : from;
+                    kernels<R>().outer[2][height](block, row_step, slab, stages, T_, panel_, acc, after);
+                    acc += ptrdiff_t(height) * PANEL<R>;
                 }
             }
         }
@@ -322,17 +339,11 @@ template <class R> class Interpreter {
             }
         return most * T;
     }
-    static size_t sums_size(const Program& p) {
-        size_t n = 0;
-        for (const Instruction& i : p.gradient) n += i.opcode == WGRAD ? wgrad_size(i) : size_t(i.n) * LANES<R>;
-        return n;
-    }
-
     const Program& program_;
     const R* u_;
     int T_, height_;
     R **forward_ = nullptr, **backward_ = nullptr;
-    R *registers_, *gathered_, *panel_ = nullptr, *sums_ = nullptr;
+    R *registers_, *gathered_, *panel_ = nullptr;
 };
 
 } // namespace NEURODE_NAMESPACE

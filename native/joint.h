@@ -25,6 +25,7 @@ template <class R> class Joint {
         if (pace_.t != pace_.goal) status_ = begin();
         else status_ = ND_SUCCESS;
         while (status_ == RUNNING) {
+            f.patience.step();
             attempt();
             judge();
         }
@@ -161,7 +162,7 @@ template <class R> class Joint {
                 for (int q = f.method.stages; q < f.method.all; q++) f.tile.evaluate(q, f.saved, f.bases);
             for (int l = 0; l < live(i); l++) {
                 int64_t row = i * T + l;
-                if (trace_) f.tile.get(f.tile.y, l, trace_->add(row, t0, t1), D);
+                if (trace_) f.tile.get(f.tile.y, l, trace_->add(0, row, t0, t1), D);
                 if (inside) f.tile.begin_dense(l);
                 for (int64_t j = output_; j < next; j++) {
                     double t = f.batch.t_eval(j, 0);

@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 namespace neurode {
 namespace {
@@ -15,6 +18,10 @@ struct Block {
     size_t capacity;
 };
 std::mutex guard;
+#if !defined(_WIN32)
+// A child of `fork` must not find the lock held by a thread that it does not have.
+const int at_fork = pthread_atfork([] { guard.lock(); }, [] { guard.unlock(); }, [] { guard.unlock(); });
+#endif
 Block kept[KEPT];
 int num_kept = 0;
 size_t bytes_kept = 0;

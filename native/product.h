@@ -7,6 +7,7 @@ namespace NEURODE_NAMESPACE {
 // A micro-kernel keeps ROWS x COLUMNS vectors of results in registers: 24 of 32 registers, 12 of 16.
 // With one column of vectors (tiles of one vector) as many rows as that; with two, half: fewer loads a product.
 constexpr int ACCUMULATORS = MANY_REGISTERS ? 24 : 12;
+constexpr int WEIGHTS_AHEAD = 256; // numbers; weights of wide layers come from beyond the second-level cache
 
 // Rows of a matrix are cut into blocks of nearly equal height, at most `most`; the first `taller` have one row more.
 struct Blocks {
@@ -38,6 +39,7 @@ void product_block(const R* __restrict w, const R* __restrict x, int K, int T, c
         UNROLL for (int v = 0; v < COLUMNS; v++) sum[r][v] = start;
     }
     for (int k = 0; k < K; k++) {
+        __builtin_prefetch(w + WEIGHTS_AHEAD);
         Vec<R> column[COLUMNS];
         UNROLL for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
         UNROLL for (int r = 0; r < ROWS; r++) {
@@ -52,16 +54,17 @@ void product_block(const R* __restrict w, const R* __restrict x, int K, int T, c
 }
 
 // acc[r][v] += sum_k g[r][k] x[k][v]: ROWS rows of g (its numbers one after the other, `step` from row to row), one panel x of
-// COLUMNS vectors. `slabs` of T numbers of g lie `slab` apart: the stages of a step.
+// COLUMNS vectors. `slabs` of T numbers of g lie `slab` apart: the stages of a step. The sum of a step is formed before it meets
+// the sum of all steps: long solves round less. `after` is what the next call reads of g.
 template <class R, int ROWS, int COLUMNS>
 void outer_block(const R* __restrict g, ptrdiff_t step, ptrdiff_t slab, int slabs, int T, const R* __restrict x,
-                 R* __restrict acc) {
+                 R* __restrict acc, const R* after) {
     constexpr int L = LANES<R>, W = COLUMNS * L;
-    Vec<R> sum[ROWS][COLUMNS];
-    UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int v = 0; v < COLUMNS; v++) sum[r][v] = load(acc + r * W + v * L);
+    Vec<R> sum[ROWS][COLUMNS] = {};
+    prefetch(acc, ROWS * W);
     for (int s = 0; s < slabs; s++) {
-        const R* row = g + s * slab;
+        const R *row = g + s * slab, *next = s + 1 < slabs ? row + slab : after;
+        for (int r = 0; r < ROWS; r++) prefetch(next + r * step, T);
         for (int t = 0; t < T; t++) {
             Vec<R> column[COLUMNS];
             UNROLL for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
@@ -73,13 +76,13 @@ void outer_block(const R* __restrict g, ptrdiff_t step, ptrdiff_t slab, int slab
         }
     }
     UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int v = 0; v < COLUMNS; v++) store(acc + r * W + v * L, sum[r][v]);
+        UNROLL for (int v = 0; v < COLUMNS; v++) store(acc + r * W + v * L, load(acc + r * W + v * L) + sum[r][v]);
 }
 
 template <class R>
 using ProductBlock = void (*)(const R*, const R*, int, int, const R*, ptrdiff_t, R*);
 template <class R>
-using OuterBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, int, int, const R*, R*);
+using OuterBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, int, int, const R*, R*, const R*);
 
 // The kernels of every height, for one column of vectors and for two.
 template <class R> struct Kernels {

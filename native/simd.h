@@ -69,6 +69,13 @@ template <class R> INLINE Vec<R> load_loose(const R* p) {
 }
 template <class R> INLINE void store(R* p, Vec<R> v) { *reinterpret_cast<Vec<R>*>(p) = v; }
 
+template <class R> INLINE void store_loose(R* p, Vec<R> v) { *reinterpret_cast<typename Types<R>::Loose*>(p) = v; }
+
+// Asks for n numbers to be in the first-level cache when they are needed.
+template <class R> INLINE void prefetch(const R* p, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += ptrdiff_t(64 / sizeof(R))) __builtin_prefetch(p + i);
+}
+
 // A number in all lanes. `Vec{} + x` would cost an addition; the intrinsic folds into the product that uses it.
 template <class R> INLINE Vec<R> splat(R x) {
     if constexpr (sizeof(R) == 4) {
@@ -178,14 +185,48 @@ INLINE Vec<float> narrow(Vec<double> low, Vec<double> high) {
     return v;
 }
 
-// Transposes a square block: lanes of `from` rows become rows of `to`. 8 x 8 floats, 4 x 4 doubles.
+// Transposes a square block: lanes of `from` rows become rows of `to`. 8 x 8 floats (16 x 16 of 512 bits), 4 x 4 doubles.
 typedef float Eight __attribute__((vector_size(32)));
 typedef Eight EightLoose __attribute__((aligned(4)));
 typedef double Four __attribute__((vector_size(32)));
 typedef Four FourLoose __attribute__((aligned(8)));
-constexpr int square(float) { return 8; }
+constexpr int square(float) { return VECTOR_BYTES == 64 ? 16 : 8; }
 constexpr int square(double) { return 4; }
 
+#if NEURODE_VECTOR_BYTES == 64
+// Whole cache lines on both sides: pairs within quarters of the vectors, then the quarters.
+INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdiff_t to_step) {
+    Vec<float> r[16], s[16];
+    UNROLL for (int i = 0; i < 16; i++) r[i] = load_loose(from + i * step);
+    UNROLL for (int i = 0; i < 8; i++) { // rows 2 i, 2 i + 1 interleaved
+        Vec<float> a = r[2 * i], b = r[2 * i + 1];
+        s[2 * i] = SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        s[2 * i + 1] = SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    }
+    UNROLL for (int i = 0; i < 4; i++) // r[4 i + j]: column j of every quarter, rows 4 i ... 4 i + 3
+        UNROLL for (int j = 0; j < 2; j++) {
+            Vec<float> a = s[4 * i + j], b = s[4 * i + 2 + j];
+            r[4 * i + 2 * j] = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+            r[4 * i + 2 * j + 1] = SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+        }
+    UNROLL for (int j = 0; j < 4; j++) { // quarters of four vectors: a 4 x 4 transpose of quarters
+        Vec<float> a = r[j], b = r[4 + j], c = r[8 + j], d = r[12 + j];
+        Vec<float> ab = SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+        Vec<float> cd = SHUFFLE(c, d, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+        Vec<float> AB = SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+        Vec<float> CD = SHUFFLE(c, d, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+        // ab: quarters a0 a2 b0 b2; AB: a1 a3 b1 b3
+        store_loose(to + j * to_step,
+                    SHUFFLE(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27));
+        store_loose(to + (4 + j) * to_step,
+                    SHUFFLE(AB, CD, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27));
+        store_loose(to + (8 + j) * to_step,
+                    SHUFFLE(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+        store_loose(to + (12 + j) * to_step,
+                    SHUFFLE(AB, CD, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+    }
+}
+#else
 INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdiff_t to_step) {
     Eight r[8], s[8];
     for (int i = 0; i < 8; i++) r[i] = *reinterpret_cast<const EightLoose*>(from + i * step);
@@ -205,6 +246,8 @@ INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdi
             SHUFFLE(r[i], r[4 + i], 4, 5, 6, 7, 12, 13, 14, 15);
     }
 }
+
+#endif
 
 INLINE void transpose_square(const double* from, ptrdiff_t step, double* to, ptrdiff_t to_step) {
     Four r[4], s[4];

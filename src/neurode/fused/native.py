@@ -17,9 +17,9 @@ from neurode._errors import InputError
 from neurode.fused.program import Program
 from neurode.fused.refusal import CannotLower
 
-ABI = 2
+ABI = 3
 INTEGERS = (
-    "rows", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
+    "rows", "threads", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
     "joint", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
     "num_eval", "eval_point_step", "eval_row_step", "keep", "memory", "backward_evaluations", "backward_products",
 )  # fmt: skip
@@ -28,13 +28,14 @@ NUMBERS = (
     "first_step", "min_step", "max_step",
 )  # fmt: skip
 ORDER = """
-rows uniforms y0 rowdata t0 t1 t0_step t1_step stages extra degree fsal a c b e e2 p grid points grid_point_step
+rows threads uniforms y0 rowdata t0 t1 t0_step t1_step stages extra degree fsal a c b e e2 p grid points grid_point_step
 grid_row_step joint order rtol atol rtols atols rtols_row_step rtols_step atols_row_step atols_step proportional
 integral derivative safety min_factor max_factor hold shrink_accepted first_step min_step max_step max_steps t_eval
 num_eval eval_point_step eval_row_step y1 ys t_end status evaluations accepted rejected keep memory trace grad_y1
 grad_ys grad_y0 grad_rowdata accumulators grad_t0 grad_t1 grad_grid grad_eval backward_evaluations backward_products
 """
 FIELDS = tuple(ORDER.split())
+PYTHON = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")  # what nd_python is given
 
 
 def _kind(name: str) -> Any:
@@ -93,7 +94,7 @@ def search() -> Found:
         return Found(None, None, f"NEURODE_NATIVE names {named!r}, and there is no such file")
     for path in candidates():
         try:
-            made = ctypes.CDLL(str(path))
+            made = ctypes.PyDLL(str(path))  # lets go of the interpreter itself, and hands it back for Ctrl-C
             made.nd_abi.restype = c_int64
             theirs = made.nd_abi()
         except (OSError, AttributeError) as error:
@@ -102,6 +103,7 @@ def search() -> Found:
         if theirs == ABI:
             _declare(made)
             if made.nd_sizeof_solve() == ctypes.sizeof(Solve):
+                made.nd_python(*(ctypes.cast(getattr(ctypes.pythonapi, name), c_void_p) for name in PYTHON))
                 return Found(made, path, "")
         reason = f"the native library {path} is of another version of neurode (interface {theirs}, needed: {ABI})"
         failed = Found(None, path, reason)
@@ -162,7 +164,8 @@ def available() -> bool:
 def _declare(made: Any) -> None:
     pointers = lambda n: [c_void_p] * n
     made.nd_sizeof_solve.restype = c_int64
-    made.nd_isa.restype = made.nd_isas.restype = made.nd_error.restype = c_char_p
+    made.nd_isa.restype = made.nd_isas.restype = made.nd_team.restype = made.nd_error.restype = c_char_p
+    made.nd_python.restype, made.nd_python.argtypes = None, pointers(3)
     made.nd_program_new.restype = c_void_p
     made.nd_program_new.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_int64]
     made.nd_program_free.argtypes = pointers(1)
