@@ -20,7 +20,6 @@ import contest
 import peers
 import torch
 from contest import Candidate, Result
-from peers import Native
 from problems import Problem, spiral
 
 OURS = "neurode"
@@ -85,7 +84,7 @@ def adaptive(small: bool) -> Problem:
 def rows() -> list[Row]:
     """The table. A row more is a line here, and where its field is new, a function in problems.py."""
     adjoint = {"torchdiffeq, adjoint": lambda p: peers.torchdiffeq(p, adjoint=True)}
-    recomputing = {RECOMPUTING: lambda p: peers.neurode_fused(p, Native(memory=0))}
+    recomputing = {RECOMPUTING: lambda p: peers.neurode_fused(p, memory=0)}
     eager = {"neurode, eager": lambda p: peers.neurode_fused(p, "discrete")}
     kept = (Bar("torchdiffeq", 3.7), Bar("diffrax", 2.6))
     again = (Bar("torchdiffeq", 3.0, RECOMPUTING), Bar("diffrax", 2.1, RECOMPUTING))

@@ -25,22 +25,13 @@ def installed(name: str) -> bool:
 
 
 class Native:
-    """The fused engine as a gradient strategy. `memory`: bytes that stages kept for the way back may take."""
+    """The fused engine as a gradient strategy."""
 
     name = "discrete"
     handles = EVERYTHING
 
-    def __init__(self, memory: int | None = None) -> None:
-        self.memory = memory
-
     def solve(self, problem: Any, stats: Any) -> Any:
-        kept = run.MEMORY
-        if self.memory is not None:
-            run.MEMORY = self.memory
-        try:
-            return run.solve(problem, stats)
-        finally:
-            run.MEMORY = kept
+        return run.solve(problem, stats)
 
 
 def _torch(problem: Problem, solve: Any, note: str = "") -> Candidate:

@@ -26,7 +26,7 @@ class Patience {
         if (passed < 2'000) interval_ *= 2;
         else if (passed > 10'000 && interval_ > 1) interval_ /= 2;
         left_ = interval_, last_ = now;
-        if (watch_.poll()) throw neurode::Stopped();
+        if (watch_.poll()) neurode::stop();
     }
     neurode::Watch& watch_;
     int64_t last_, left_ = 1, interval_ = 1;

@@ -1,12 +1,13 @@
 #include "threads.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <chrono>
 #include <cstdlib>
 #include <new>
-#include <thread>
 #if !defined(_WIN32)
 #include <dlfcn.h>
-#include <pthread.h>
 #endif
 
 namespace neurode {
@@ -53,17 +54,20 @@ void kmpc_region(void (*run)(void*), void* data, int threads) {
 // Threads of our own, started for the occasion: some ten microseconds each, and nothing to survive a fork.
 void own_region(void (*run)(void*), void* data, int threads) {
     constexpr int MOST = 256;
-    std::thread others[MOST];
+    struct Call {
+        void (*run)(void*);
+        void* data;
+    } call = {run, data};
+    auto enter = [](void* given) -> void* {
+        Call& it = *static_cast<Call*>(given);
+        it.run(it.data);
+        return nullptr;
+    };
+    pthread_t others[MOST];
     int started = 0;
-    for (; started < threads - 1 && started < MOST; started++) {
-        try {
-            others[started] = std::thread(run, data);
-        } catch (...) {
-            break; // no more threads: those that there are take the work
-        }
-    }
-    run(data);
-    for (int i = 0; i < started; i++) others[i].join();
+    while (started < threads - 1 && started < MOST && !pthread_create(&others[started], nullptr, enter, &call)) started++;
+    run(data); // where no more threads start, those that there are take the work
+    for (int i = 0; i < started; i++) pthread_join(others[i], nullptr);
 }
 
 struct Runtime {
@@ -125,7 +129,7 @@ void run_job(void* data) {
     // Signals come to the entering thread: where it has nothing left to do it keeps watching for the others.
     if (job.watch.on_entering_thread())
         while (job.busy > 0) {
-            std::this_thread::yield();
+            sched_yield();
             job.watch.poll();
         }
 }
@@ -135,6 +139,8 @@ void run_job(void* data) {
 void set_python(void* (*save_)(void), void (*restore_)(void*), int (*check_)(void)) {
     save = save_, restore = restore_, check = check_;
 }
+
+void stop() { throw Stopped(); }
 
 int64_t microseconds() {
     using namespace std::chrono;

@@ -25,7 +25,8 @@ class Watch {
     int64_t next_;
     std::atomic<bool> stop_{false};
 };
-struct Stopped {}; // thrown where `poll` says so
+struct Stopped {};
+[[noreturn]] void stop(); // throws Stopped: where `poll` says so
 
 // Python's PyEval_SaveThread, PyEval_RestoreThread, PyErr_CheckSignals; without them nothing is let go of and nothing stops a solve.
 void set_python(void* (*save)(void), void (*restore)(void*), int (*check)(void));
