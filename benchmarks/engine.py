@@ -59,7 +59,7 @@ class Row:
     without: tuple[str, ...] = ()
 
 
-RECOMPUTING = "neurode, memory=0"
+RECOMPUTING = "neurode, recomputing"
 JOINT, PER_SAMPLE = "diffrax, joint", "diffrax, per sample"
 
 
@@ -84,8 +84,9 @@ def adaptive(small: bool) -> Problem:
 def rows() -> list[Row]:
     """The table. A row more is a line here, and where its field is new, a function in problems.py."""
     adjoint = {"torchdiffeq, adjoint": lambda p: peers.torchdiffeq(p, adjoint=True)}
-    recomputing = {RECOMPUTING: lambda p: peers.neurode_fused(p, memory=0)}
-    eager = {"neurode, eager": lambda p: peers.neurode_fused(p, "discrete")}
+    # Room for the states of all steps and not for their stages.
+    recomputing = {RECOMPUTING: lambda p: peers.neurode_solve(p, memory=64 * (p.steps or 0) * len(p.y0))}
+    eager = {"neurode, eager": lambda p: peers.neurode_solve(p, "eager")}
     kept = (Bar("torchdiffeq", 3.7), Bar("diffrax", 2.6))
     again = (Bar("torchdiffeq", 3.0, RECOMPUTING), Bar("diffrax", 2.1, RECOMPUTING))
     grads = {"gradients": True}
@@ -115,7 +116,7 @@ def rows() -> list[Row]:
 
 def candidates(row: Row, problem: Problem) -> tuple[dict[str, Candidate], list[str]]:
     """Who takes part, and which peers are absent."""
-    found = {OURS: peers.neurode_fused(problem)}
+    found = {OURS: peers.neurode_solve(problem)}
     makers = {"torchdiffeq": {"torchdiffeq": peers.torchdiffeq}, "diffrax": {"diffrax": peers.diffrax}}
     if problem.steps is None:
         makers["torchode"] = {"torchode": peers.torchode}

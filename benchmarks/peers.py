@@ -13,8 +13,6 @@ from problems import Problem
 from torch import Tensor
 
 import neurode
-from neurode.fused import run
-from neurode.gradients.features import EVERYTHING
 
 PEERS = ("torchdiffeq", "torchode", "diffrax")
 
@@ -22,16 +20,6 @@ PEERS = ("torchdiffeq", "torchode", "diffrax")
 def installed(name: str) -> bool:
     """Whether a peer can be imported."""
     return importlib.util.find_spec(name) is not None
-
-
-class Native:
-    """The fused engine as a gradient strategy."""
-
-    name = "discrete"
-    handles = EVERYTHING
-
-    def solve(self, problem: Any, stats: Any) -> Any:
-        return run.solve(problem, stats)
 
 
 def _torch(problem: Problem, solve: Any, note: str = "") -> Candidate:
@@ -54,13 +42,9 @@ def _one(gradients: list[Tensor]) -> list[Tensor]:
     return [torch.cat([g.reshape(-1) for g in gradients])] if gradients else []
 
 
-def neurode_fused(problem: Problem, gradient: Any = None, **kwargs: Any) -> Candidate:
-    """The fused engine, through the whole Python call."""
-    asked = {
-        "batch_dim": 0 if problem.per_sample or problem.steps else None,
-        "gradient": gradient or Native(),
-        **kwargs,
-    }
+def neurode_solve(problem: Problem, engine: str = "fused", **kwargs: Any) -> Candidate:
+    """neurode, the whole Python call."""
+    asked = {"batch_dim": 0 if problem.per_sample or problem.steps else None, "engine": engine, **kwargs}
     if problem.steps:
         asked |= {"method": problem.method, "steps": problem.steps}
     else:
@@ -81,7 +65,7 @@ def truth(problem: Problem) -> list[Tensor]:
     )
     if exact.t_eval is not None:
         exact = Problem(**{**exact.__dict__, "t_eval": exact.t_eval.double()})
-    candidate = neurode_fused(exact, gradient="discrete" if problem.gradients else "autograd")
+    candidate = neurode_solve(exact, engine="eager")
     return candidate.read(candidate.run())
 
 
@@ -226,4 +210,4 @@ def _from_jax(x: Any) -> Tensor:
     return torch.from_numpy(np.array(x))
 
 
-__all__ = ["PEERS", "Native", "diffrax", "installed", "neurode_fused", "setup_jax", "torchdiffeq", "torchode", "truth"]
+__all__ = ["PEERS", "diffrax", "installed", "neurode_solve", "setup_jax", "torchdiffeq", "torchode", "truth"]
