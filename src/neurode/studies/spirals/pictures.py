@@ -20,6 +20,7 @@ from neurode.studies.spirals.settings import LABELS
 SHADES = mpl.colors.LinearSegmentedColormap.from_list("classes", ["#8ec3e6", "#ffffff", "#f4b08c"])
 POINT_COLOURS = [BLUE, RED]
 FRAMES = 60
+SINGLE = {"width": 8.4, "height": 3.9}  # one panel as wide as two: letters of one size all down the page
 
 
 def _colours(labels: Any) -> list[str]:
@@ -33,7 +34,7 @@ def _plain_ticks(axes: Any, steps: list[int]) -> None:
 
 
 def order_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    figure, axes = panels(width=8.0, height=4.4)
+    figure, axes = panels(**SINGLE)
     for marker, (name, each) in zip(MARKERS, found["methods"].items(), strict=False):
         label = f"{name}: slope {each['slope']:.2f} (order {each['order']})"
         axes.loglog(found["sizes"], each["errors"], marker=marker, label=label)
@@ -55,7 +56,7 @@ def memory_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
 
 
 def adjoint_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    figure, axes = panels(width=6.4, height=4.2)
+    figure, axes = panels(**SINGLE)
     for name in ("untrained euler", "untrained rk4", "trained euler", "trained rk4"):
         state, method = name.split()
         style = {"color": BLUE if method == "euler" else RED, "linestyle": "-" if state == "trained" else "--"}
@@ -69,7 +70,7 @@ def adjoint_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
 
 
 def depth_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    figure, axes = panels(width=6.4, height=4.2)
+    figure, axes = panels(**SINGLE)
     for name, colour in (("ode-euler", BLUE), ("ode-rk4", RED)):
         each = found[name]
         axes.semilogx(
@@ -84,7 +85,7 @@ def depth_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
 
 
 def inverse_figure(found: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    figure, axes = panels(width=6.4, height=4.0)
+    figure, axes = panels(**SINGLE)
     for name, marker, colour in (("ode-euler", "o", BLUE), ("ode-rk4", "s", RED)):
         axes.loglog(found["steps"], found[name], marker=marker, color=colour, label=f"{LABELS[name]}, trained")
         untrained = found[f"{name} untrained"]
@@ -195,9 +196,13 @@ def flow_animation(model: Classifier, points: Tensor, labels: Tensor, path: path
 
 
 def loss_figure(losses: dict[str, list[float]], path: pathlib.Path) -> pathlib.Path:
-    figure, axes = panels(width=6.4, height=3.6)
+    figure, axes = panels(**SINGLE)
     for (name, values), colour in zip(losses.items(), (BLUE, RED, ORANGE), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour, label=LABELS[name], linewidth=1.1)
-    axes.set(xlabel="epoch", ylabel="training loss", title="Training")
+    axes.set(xlabel="epoch", ylabel="training loss", title="Training", yscale="log")
+    low, high = axes.get_ylim()
+    ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 5, 10) if low < t < high]
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
     axes.legend()
     return save(figure, path)
