@@ -1,6 +1,7 @@
 """neurode: networks without fixed depth, and the solvers that train them."""
 
 from neurode import methods, nn, regularizers
+from neurode._citation import citation
 from neurode._doctor import Checkup, doctor
 from neurode._engines import explain
 from neurode._errors import (
@@ -44,6 +45,7 @@ __all__ = [
     "Status",
     "UnknownOptionError",
     "__version__",
+    "citation",
     "doctor",
     "explain",
     "methods",
