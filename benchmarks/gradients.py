@@ -1,12 +1,13 @@
 """Gradients beside their peers: time, memory and error of every strategy and of every peer's, on one trained field in one run.
 
-    python benchmarks/gradients.py [--peers] [--small] [--out gradients.json] [--plots docs/images]
+    python benchmarks/gradients.py [fixed] [adaptive] [errors] [memory] [--peers] [--out results.json] [--plots docs/images]
 
-The field is that of the spiral classifier, trained for a moment, since an untrained one flatters the adjoint; batch 128,
-float32, one thread for everybody. Times are medians of interleaved forward and backward passes. Memory is the peak of live
-tensor storage, less what lived before; of JAX, which runs no operations of PyTorch's, the temporaries of the compiled
-program as XLA plans them. Errors are shares of the gradient's norm: "own" against the exact gradient of the same library's
-numbers in float64 (of one tolerance or grid), "true" against the gradient of the solved equation.
+The field is that of the spiral classifier, trained, since an untrained one flatters the adjoint; batch 128, float32, one
+thread for everybody. Times are medians of interleaved forward and backward passes. Memory is the peak of live tensor
+storage, less what lived before; of JAX, which runs no operations of PyTorch's, the temporaries of the compiled program as
+XLA plans them. Errors are shares of the gradient's norm: "own" against the exact gradient of the same library's numbers,
+"true" against the gradient of the equation, both in float64. Parts that are named are run, and their results put beside
+those of the others in the file.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Found:
 # ---- the problem
 
 
-def trained(hidden: int = 64, iterations: int = 150) -> Problem:
-    """The spiral field and a batch of its states, after some training of the whole classifier."""
+def trained(hidden: int = 64, iterations: int = 600) -> Problem:
+    """The spiral field and a batch of its states, after training of the whole classifier on RK4 with 20 steps."""
     problem = spiral(128, hidden, steps=STEPS, gradients=True, span=SPAN)
     field: Any = problem.field
     torch.manual_seed(0)
@@ -68,9 +69,10 @@ def trained(hidden: int = 64, iterations: int = 150) -> Problem:
     points, labels = spirals(1024, generator=torch.Generator().manual_seed(0))
     weights = [*field.parameters(), *lift.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(weights, lr=1e-2)
+    native: Any = {"gradient": peers.Native(), "engine": "eager"} if _native() else {}
     for i in range(iterations):
         chosen = slice(128 * (i % 8), 128 * (i % 8) + 128)
-        y1 = neurode.solve(field, lift(points[chosen]), SPAN, method="rk4", steps=20, engine="eager").y1
+        y1 = neurode.solve(field, lift(points[chosen]), SPAN, method="rk4", steps=20, batch_dim=0, **native).y1
         loss = nn.functional.cross_entropy(head(y1), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -78,6 +80,17 @@ def trained(hidden: int = 64, iterations: int = 150) -> Problem:
     print(f"the field, trained: loss {loss.item():.3f}", flush=True)  # pyrefly: ignore[unbound-name]
     with torch.no_grad():
         return replace(problem, y0=lift(points[:128]).clone())
+
+
+def _native() -> bool:
+    """Whether the native library is there, which makes the training shorter."""
+    from neurode.fused.native import library
+
+    try:
+        library()
+    except Exception:
+        return False
+    return True
 
 
 # ---- the candidates
@@ -298,6 +311,25 @@ def _evaluations(candidate: Candidate) -> int | None:
     return stats.num_calls + (stats.backward.num_calls if stats.backward else 0)
 
 
+def errors(problem: Problem, with_peers: bool, steps: tuple[int, ...]) -> dict[str, list[float]]:
+    """How far each way back is from the exact gradient of its library's numbers, against the number of steps."""
+    print(f"\noff from the exact gradient of the same numbers, RK4, steps {', '.join(map(str, steps))}")
+    rows: dict[str, list[float]] = {}
+    for n in steps:
+        at = replace(problem, steps=n)
+        made: dict[str, Callable[[], Candidate]] = {
+            name: (lambda at=at, g=name: ours(at, g)) for name in ("discrete", "reversible", "continuous")
+        }
+        if with_peers:
+            made |= {k: v for k, v in others(at).items() if k in ("torchdiffeq adjoint", "diffrax backsolve")}
+        for name, make in made.items():
+            candidate, reference = make(), own(name, at)
+            rows.setdefault(name, []).append(contest.relative(candidate.read(candidate.run())[0], reference))
+    for name, values in rows.items():
+        print(f"  {name:34s} " + " ".join(f"{value:9.1e}" for value in values), flush=True)
+    return rows
+
+
 def sweep(problem: Problem, with_peers: bool, steps: tuple[int, ...]) -> dict[str, list[float]]:
     """Peak kilobytes against the number of steps."""
     print(f"\npeak memory in KB, RK4, steps {', '.join(map(str, steps))}")
@@ -320,33 +352,49 @@ def sweep(problem: Problem, with_peers: bool, steps: tuple[int, ...]) -> dict[st
     return rows
 
 
+PARTS = ("fixed", "adaptive", "errors", "memory")
+
+
+def timed(part: str, problem: Problem, with_peers: bool, rounds: int) -> dict[str, Any]:
+    """One table."""
+    title = f"RK4, {STEPS} steps, batch 128, float32, one thread"
+    kinds = strategies(problem.steps)
+    if part == "adaptive":
+        title = f"dopri5, tolerance {TOLERANCE:g}, every row its own steps (torchdiffeq: one for all)"
+        problem = replace(problem, steps=None, method="dopri5", tolerance=TOLERANCE, per_sample=True)
+        kinds = strategies(None)
+    candidates = {name: ours(problem, gradient) for name, gradient in kinds.items()}
+    candidates |= {name: make() for name, make in others(problem).items()} if with_peers else {}
+    return {name: asdict(row) for name, row in table(title, problem, candidates, rounds).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them")
     parser.add_argument("--peers", action="store_true", help="also torchdiffeq, torchode and diffrax, where installed")
     parser.add_argument("--small", action="store_true", help="few steps and rounds, to see that it runs")
-    parser.add_argument("--out", type=pathlib.Path, help="write the figures as JSON")
+    parser.add_argument("--out", type=pathlib.Path, help="read and write the figures as JSON")
     parser.add_argument("--plots", type=pathlib.Path, help="draw them into this folder")
     asked = parser.parse_args()
+    unknown = set(asked.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)
     contest.one_core()
     peers.setup_jax()
-    rounds, steps = (2, (20, 40)) if asked.small else (9, SWEEP)
-    fixed = trained(iterations=10 if asked.small else 150)
-    adaptive = replace(fixed, steps=None, method="dopri5", tolerance=TOLERANCE, per_sample=True)
-    results: dict[str, Any] = {}
-    for title, problem in (
-        (f"RK4, {STEPS} steps, batch 128, float32, one thread", fixed),
-        (f"dopri5, tolerance {TOLERANCE:g}, every row its own steps (torchdiffeq: one for all)", adaptive),
-    ):
-        kinds = strategies(problem.steps)
-        if not problem.steps:
-            kinds.pop("continuous")
-        candidates = {name: ours(problem, gradient) for name, gradient in kinds.items()}
-        candidates |= {name: make() for name, make in others(problem).items()} if asked.peers else {}
-        results[title] = {name: asdict(row) for name, row in table(title, problem, candidates, rounds).items()}
-    results["memory"] = {"steps": steps, "kilobytes": sweep(fixed, asked.peers, steps)}
-    if asked.out:
-        asked.out.write_text(json.dumps(results, indent=1))
+    rounds, steps = (2, (20, 40)) if asked.small else (5, SWEEP)
+    problem = trained(iterations=10 if asked.small else 600)
+    results = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
+    for part in asked.parts or PARTS:
+        if part in ("fixed", "adaptive"):
+            results[part] = timed(part, problem, asked.peers, rounds)
+        elif part == "errors":
+            few = tuple(n for n in steps if n <= 640)
+            results[part] = {"steps": few, "rows": errors(problem, asked.peers, few)}
+        else:
+            results[part] = {"steps": steps, "rows": sweep(problem, asked.peers, steps)}
+        if asked.out:
+            asked.out.write_text(json.dumps(results, indent=1))
     if asked.plots:
         import gradients_plots
 

@@ -60,6 +60,8 @@ class _Undo(StorageLog):
         """Put everything back."""
         with torch.no_grad():
             for x, value in self.before.values():
+                if x.untyped_storage().nbytes() < value.untyped_storage().nbytes():
+                    continue  # freed meanwhile, as fully_shard does with the parameters that it gathered
                 with torch.autograd._unsafe_preserve_version_counter(x):
                     x.copy_(value)
         for generator, state in self.generators.values():
