@@ -60,7 +60,7 @@ class Found:
 # ---- the problem
 
 
-def trained(hidden: int = 64, iterations: int = 600) -> Problem:
+def trained(hidden: int = 64, iterations: int = 2000) -> Problem:
     """The spiral field and a batch of its states, after training of the whole classifier on RK4 with 20 steps."""
     problem = spiral(128, hidden, steps=STEPS, gradients=True, span=SPAN)
     field: Any = problem.field
@@ -69,28 +69,18 @@ def trained(hidden: int = 64, iterations: int = 600) -> Problem:
     points, labels = spirals(1024, generator=torch.Generator().manual_seed(0))
     weights = [*field.parameters(), *lift.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(weights, lr=1e-2)
-    native: Any = {"gradient": peers.Native(), "engine": "eager"} if _native() else {}
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     for i in range(iterations):
         chosen = slice(128 * (i % 8), 128 * (i % 8) + 128)
-        y1 = neurode.solve(field, lift(points[chosen]), SPAN, method="rk4", steps=20, batch_dim=0, **native).y1
+        y1 = neurode.solve(field, lift(points[chosen]), SPAN, method="rk4", steps=20, batch_dim=0).y1
         loss = nn.functional.cross_entropy(head(y1), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     print(f"the field, trained: loss {loss.item():.3f}", flush=True)  # pyrefly: ignore[unbound-name]
     with torch.no_grad():
         return replace(problem, y0=lift(points[:128]).clone())
-
-
-def _native() -> bool:
-    """Whether the native library is there, which makes the training shorter."""
-    from neurode.fused.native import library
-
-    try:
-        library()
-    except Exception:
-        return False
-    return True
 
 
 # ---- the candidates
@@ -368,11 +358,22 @@ def timed(part: str, problem: Problem, with_peers: bool, rounds: int) -> dict[st
     return {name: asdict(row) for name, row in table(title, problem, candidates, rounds).items()}
 
 
+def _kept(path: pathlib.Path | None) -> Problem | None:
+    """The problem with a field that was trained before."""
+    if path is None or not path.exists():
+        return None
+    y0, weights = torch.load(path)
+    problem = spiral(128, 64, steps=STEPS, gradients=True, span=SPAN)
+    problem.field.load_state_dict(weights)  # pyrefly: ignore[missing-attribute]
+    return replace(problem, y0=y0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them")
     parser.add_argument("--peers", action="store_true", help="also torchdiffeq, torchode and diffrax, where installed")
     parser.add_argument("--small", action="store_true", help="few steps and rounds, to see that it runs")
+    parser.add_argument("--field", type=pathlib.Path, help="keep the trained field in this file, for the next part")
     parser.add_argument("--out", type=pathlib.Path, help="read and write the figures as JSON")
     parser.add_argument("--plots", type=pathlib.Path, help="draw them into this folder")
     asked = parser.parse_args()
@@ -383,7 +384,9 @@ def main() -> None:
     contest.one_core()
     peers.setup_jax()
     rounds, steps = (2, (20, 40)) if asked.small else (5, SWEEP)
-    problem = trained(iterations=10 if asked.small else 600)
+    problem = _kept(asked.field) or trained(iterations=10 if asked.small else 2000)
+    if asked.field:
+        torch.save((problem.y0, problem.field.state_dict()), asked.field)  # pyrefly: ignore[missing-attribute]
     results = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
     for part in asked.parts or PARTS:
         if part in ("fixed", "adaptive"):

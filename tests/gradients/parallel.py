@@ -21,6 +21,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import neurode
+from neurode.fused.native import library
+from neurode.fused.refusal import CannotLower
 
 STRATEGIES = {
     "autograd": "autograd",
@@ -30,29 +32,33 @@ STRATEGIES = {
     "reversible": "reversible",
     "continuous": "continuous",
     "auto": "auto",
+    "fused": "auto",
 }
 SOLVES: dict[str, dict[str, Any]] = {
     "grid": {"method": "rk4", "steps": 4},
     "rows": {"method": "bosh3", "rtol": 1e-3, "batch_dim": 0},
 }
-TAPED = ("autograd", "auto")  # those that keep the tape where modules are sharded inside of f
+TAPED = ("autograd", "auto", "fused")  # those that keep the tape where modules are sharded inside of f
+# Strategies run on the eager engine; "fused" is engine="auto", which is the native one where that is built.
+ENGINE = {"fused": "auto"}
 MEMORY = 8_000  # for auto: less than the tape takes
 
 
 class Model(nn.Module):
     """A lift, a flow and a head."""
 
-    def __init__(self, gradient: Any, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
         super().__init__()
         self.lift = nn.Linear(2, 4)
         self.f = neurode.nn.MLP(4, (8,), zero_init=False)
         self.head = nn.Linear(4, 1)
-        self.options = {"gradient": gradient, **options, **({"memory": MEMORY} if gradient == "auto" else {})}
+        self.options = {"gradient": STRATEGIES[name], "engine": ENGINE.get(name, "eager"), **options}
+        self.options |= {"memory": MEMORY} if name == "auto" else {}
         self.said = ""
 
     def forward(self, x: Tensor) -> Tensor:
         solution = neurode.solve(self.f, self.lift(x), (0.0, 1.0), **self.options)
-        self.said = solution.stats.gradient
+        self.said = f"{solution.stats.gradient}; {solution.stats.engine}"
         return self.head(solution.y1)
 
 
@@ -75,6 +81,15 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads]
 
 
+def library_is_built() -> bool:
+    """Whether there is a native engine to speak of."""
+    try:
+        library()
+    except CannotLower:
+        return False
+    return True
+
+
 def verdict(name: str, model: Model, kind: str, exact: list[Tensor], x: Tensor) -> str:
     """How one arrangement of one strategy compares with one process."""
     one = copy.deepcopy(model)
@@ -87,6 +102,8 @@ def verdict(name: str, model: Model, kind: str, exact: list[Tensor], x: Tensor) 
     said = (one.module if isinstance(one, DistributedDataParallel) else one).said
     if name == "auto" and not said.startswith("autograd" if kind in ("f", "layers") else "discrete"):
         return f"FAILED: {said}"
+    if name == "fused" and library_is_built() and ("; fused" in said) != (kind in ("ddp", "model")):
+        return f"FAILED: {said}"
     off = max(float((a - b).norm() / a.norm()) for a, b in zip(exact, grads, strict=True))
     return "equal" if off <= 1e-6 else f"FAILED: off by {off:.1e}"
 
@@ -98,11 +115,11 @@ def main() -> None:
     rank, failures = dist.get_rank(), 0
     x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     for how, options in SOLVES.items():
-        for name, gradient in STRATEGIES.items():
+        for name in STRATEGIES:
             if how == "rows" and name == "continuous":
                 continue  # one step size for all rows alone
             torch.manual_seed(0)
-            model = Model(gradient, options)
+            model = Model(name, options)
             exact = gradients(copy.deepcopy(model), x)
             for kind in ("ddp", "model", "f", "layers"):
                 said = verdict(name, model, kind, exact, x[4 * rank : 4 * rank + 4])

@@ -153,17 +153,6 @@ def test_side_effects_keep_the_tape_and_happen_as_without_memory(options: Any) -
     equal(exact, grads, 0.0)
 
 
-def test_in_place_change_of_y_is_as_without_memory() -> None:
-    w = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
-
-    def f(t: Tensor, y: Tensor) -> Tensor:
-        return y.mul_(1.0) * w
-
-    with pytest.warns(RuntimeWarning, match="in place"):
-        y1 = neurode.solve(f, Y0.clone(), (0.0, 1.0), method="euler", steps=5, memory=5000).y1
-    assert torch.equal(y1, neurode.solve(f, Y0.clone(), (0.0, 1.0), method="euler", steps=5).y1)
-
-
 def test_without_gradients_nothing_is_measured() -> None:
     calls = []
 

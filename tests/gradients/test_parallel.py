@@ -21,7 +21,7 @@ def test_two_processes_give_the_gradients_of_one() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     verdicts = [line.split() for line in done.stdout.splitlines() if line]
-    assert len(verdicts) == 4 * (7 + 6)
+    assert len(verdicts) == 4 * (8 + 7)
     for strategy, solve, kind, verdict in verdicts:
-        refuses = strategy not in ("autograd", "auto") and kind in ("f", "layers")
+        refuses = strategy not in ("autograd", "auto", "fused") and kind in ("f", "layers")
         assert verdict == ("refused" if refuses else "equal"), (strategy, solve, kind)

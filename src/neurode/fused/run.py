@@ -235,10 +235,7 @@ class Work:
             s.t_eval, s.num_eval = give(t_eval), len(t_eval)
             s.eval_point_step, s.eval_row_step = (1, 0) if t_eval.ndim == 1 else (t_eval.shape[1], 1)
         s.threads = torch.get_num_threads()
-        s.keep, s.memory = (
-            int(self.recording),
-            self._memory(grid) if self.problem.memory is None else self.problem.memory,
-        )
+        s.keep, s.memory = int(self.recording), self._memory(grid)
         return s
 
     def _memory(self, grid: Any) -> int:
