@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode import _engines, _integrals, _options, _times, gradients
+from neurode import _engines, _integrals, _operator, _options, _times, gradients
 from neurode._errors import InputError, SolveError, UnknownOptionError, did_you_mean
 from neurode._field import Field
 from neurode._loop import Outcome
@@ -136,6 +136,16 @@ def solve(
     """
     _refuse_unknown(unknown)
     _refuse_words(f, batch_dim, engine, on_failure, max_steps, args, save)
+    plain = not (dense or save or integrate or has_aux or callbacks or len(events) or len(step_at) or len(jump_at))
+    if torch.compiler.is_compiling() and plain:
+        options = {
+            "method": method, "steps": steps, "step_size": step_size, "grid": grid, "rtol": rtol, "atol": atol,
+            "batch_dim": batch_dim, "gradient": gradient, "memory": memory, "engine": engine, "controller": controller,
+            "norm": norm, "first_step": first_step, "min_step": min_step, "max_step": max_step, "max_steps": max_steps,
+            "on_failure": on_failure, "compact": compact, "check_tolerance": check_tolerance,
+        }  # fmt: skip
+        if _operator.suits(f, y0, t_span, t_eval, args, options):
+            return _operator.solve(f, y0, t_span, t_eval, args, options)
     layout, state = read_state(y0, batch_dim)
     fixed = any(value is not None for value in (steps, step_size, grid))
     chosen, method_note = _options.choose_method(method, fixed, rtol)

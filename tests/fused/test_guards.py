@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from neurode import EngineError
 from neurode.fused import native, programs
+from neurode.nn import NeuralODE
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native library is not built (make native)")
 SETTINGS = SimpleNamespace(scale=1.0)
@@ -140,6 +141,33 @@ def test_a_changed_model_is_never_met_by_a_stale_program(change: str) -> None:
         grads.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
         assert (a is None or not a.any()) if b is None else torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"method": "rk4", "steps": 4}, {"method": "dopri5"}], ids=["rk4", "dopri5"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_nor_inside_a_compiled_model(change: str, options: Any) -> None:
+    """Under `torch.compile(fullgraph=True)` a solve is one operator, which looks at f at every call."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer, y = NeuralODE(Model(), (0.0, 0.5), rtol=1e-7, atol=1e-9, **options), torch.rand(4, 3)
+    compiled = torch.compile(lambda y: layer(y * 2.0) + 1.0, fullgraph=True, backend="eager")
+    reference = layer.with_solver(engine="eager")
+    for _ in range(2):
+        theirs = reference(y * 2.0) + 1.0
+        assert torch.allclose(compiled(y), theirs, atol=1e-6)
+    CHANGES[change](layer.f)
+    if change == "double precision":
+        y, layer.f.extra = y.double(), layer.f.extra.double()
+    expected = reference(y * 2.0) + 1.0
+    assert torch.allclose(compiled(y), expected, atol=1e-6)
+    if change == "a patched forward":
+        return  # it uses no weight
+    wanted = [p for p in layer.parameters() if p.requires_grad]
+    mine, theirs = (
+        torch.autograd.grad(out.square().sum(), wanted, allow_unused=True) for out in (compiled(y), expected)
+    )
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a is None or not a.any()) if b is None else torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_train_mode_leaves_the_program() -> None:
