@@ -95,7 +95,7 @@ def suits(f: Any, y0: Any, t_span: Any, t_eval: Any, args: Any, options: dict[st
     return all(type(value) in PLAIN for value in options.values())
 
 
-def solve(f: nn.Module, y0: Any, t_span: Any, t_eval: Any, args: Any, options: dict[str, Any]) -> Solution:
+def solve(f: Any, y0: Any, t_span: Any, t_eval: Any, args: Any, options: dict[str, Any]) -> Solution:
     """A solve as one node of the compiler's graph.
 
     Returns:
@@ -159,7 +159,7 @@ def _call(
     args = tuple(PerRow(x) if per_row else x for x, per_row in zip(data, request.per_row, strict=True))
     y0 = leaves[0] if request.single else tuple(leaves)
     t_eval = outputs[0] if outputs else None
-    numbers = dict(zip(request.integers + request.floats, [*integers, *floats], strict=True))
+    numbers: dict[str, Any] = dict(zip(request.integers + request.floats, [*integers, *floats], strict=True))
     with _recording(any(needs)), swapped:
         found = solve_eagerly(request.f, y0, tuple(times), args=args, t_eval=t_eval, **numbers, **request.options)
     y1, ys = ([found.y1], [found.ys]) if request.single else (list(found.y1), list(found.ys))
