@@ -1,6 +1,6 @@
 """DETEST: global errors on the 25 non-stiff problems of Hull et al. (1972), beside SciPy's methods of the same tableau.
 
-    python benchmarks/detest.py [out.json]
+    python benchmarks/detest.py [out.json] [method ...]
 
 Writes, for every method, problem and tolerance, the largest error over twenty output times, for us and for SciPy where it
 has the method, and prints the ratios.
@@ -28,6 +28,7 @@ import neurode
 END = 20.0
 TIMES = np.linspace(0.0, END, 21)[1:]
 SCIPY = {"bosh3": "RK23", "dopri5": "RK45", "dop853": "DOP853"}
+TOLERANCES = {"fehlberg2": (1e-3, 1e-4, 1e-5), "adaptive_heun": (1e-3, 1e-4, 1e-5), "bosh3": (1e-3, 1e-5, 1e-7)}
 METHODS = [
     "bosh3",
     "dopri5",
@@ -189,30 +190,37 @@ def scipy_error(name: str, method: str, tolerance: float) -> float:
     return float(np.abs(scipy_solve(name, SCIPY[method], tolerance, tolerance) - reference(name)).max())
 
 
-def main(path: str = "detest.json") -> None:
-    """Run all methods on all problems at all tolerances."""
-    rows = []
-    for method in METHODS:
-        low = method in ("fehlberg2", "adaptive_heun")
-        for tolerance in (1e-3, 1e-4, 1e-5) if low else (1e-3, 1e-5, 1e-7, 1e-9):
-            ratios = []
-            for name in PROBLEMS:
-                error, evaluations = our_error(name, method, tolerance)
-                row = dict(method=method, problem=name, tolerance=tolerance, error=error, evaluations=evaluations)
-                if method in SCIPY:
-                    row["scipy_error"] = scipy_error(name, method, tolerance)
-                    ratios.append(error / row["scipy_error"])
-                rows.append(row)
-            mine = [
-                row["error"] / tolerance for row in rows if row["method"] == method and row["tolerance"] == tolerance
-            ]
-            text = (
-                f"{method:14} {tolerance:.0e}  error/tolerance: median {np.median(mine):9.2f}, worst {max(mine):9.2f}"
-            )
-            print(
-                text + (f"; to SciPy's: median {np.median(ratios):.2f}, worst {max(ratios):.2f}" if ratios else ""),
-                flush=True,
-            )
+def measure(method: str, name: str, tolerance: float) -> dict[str, Any]:
+    """One method on one problem: its error, and SciPy's where it has the method."""
+    error, evaluations = our_error(name, method, tolerance)
+    row = dict(method=method, problem=name, tolerance=tolerance, error=error, evaluations=evaluations)
+    if method in SCIPY:
+        row["scipy_error"] = scipy_error(name, method, tolerance)
+        # The controller of SciPy's Runge-Kutta methods, so that the steps are the same.
+        row["error_with_scipy_control"] = our_error(name, method, tolerance, neurode.PID())[0]
+    return row
+
+
+def summary(rows: list[dict[str, Any]], tolerance: float) -> str:
+    """A line on one method at one tolerance."""
+    over = [row["error"] / tolerance for row in rows]
+    text = f"{rows[0]['method']:14} {tolerance:.0e}  error/tolerance: median {np.median(over):9.2f}, worst {max(over):9.2f}"
+    for key, title in (("error", "to SciPy's"), ("error_with_scipy_control", "with its controller")):
+        if "scipy_error" in rows[0]:
+            ratios = [row[key] / row["scipy_error"] for row in rows]
+            worst = rows[int(np.argmax(ratios))]["problem"]
+            text += f"; {title}: median {np.median(ratios):.2f}, worst {max(ratios):.2f} ({worst})"
+    return text
+
+
+def main(path: str = "detest.json", *methods: str) -> None:
+    """Run all methods, or those named, on all problems at all tolerances."""
+    rows: list[dict[str, Any]] = []
+    for method in methods or METHODS:
+        for tolerance in TOLERANCES.get(method, (1e-3, 1e-5, 1e-7, 1e-9)):
+            found = [measure(method, name, tolerance) for name in PROBLEMS]
+            print(summary(found, tolerance), flush=True)
+            rows += found
     with open(path, "w") as file:
         json.dump(rows, file, indent=1)
 

@@ -75,6 +75,8 @@ def _floats(name: str, times: Any) -> tuple[float, ...]:
 
 def _refuse_off_grid(jumps: tuple[float, ...], grid: Any) -> None:
     """On a grid, `f` may jump at points of it, or outside of the span."""
+    if not jumps:
+        return
     columns = ([number(t) for t in grid],) if not isinstance(grid, Tensor) else grid.detach().T.tolist()
     for jump in jumps:
         for points in columns:

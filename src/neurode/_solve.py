@@ -154,8 +154,12 @@ def solve(
             f"torch.vmap over a solve with the adaptive method {chosen.name!r}: its steps depend on values. Type"
             " batch_dim=0 in place of vmap, or take a fixed-step method."
         )
+    if events and is_vmapped(state):
+        raise InputError("torch.vmap over a solve with events: where they lie depends on values. Type batch_dim=0.")
     rows = state.shape[0] if layout.batched else 0
     t0, t1 = _times.read_span(t_span, layout, rows, per_row=chosen.adaptive or _wide(t_eval) or bool(events))
+    if any(isinstance(t, Tensor) and is_vmapped(t) for t in (t0, t1)):
+        raise InputError("torch.vmap over t_span: type batch_dim=0 and t_span=(t0, t1) of shape (rows,) each.")
     _refuse_nan(state, layout, on_failure)
     field = Field(f, layout, args, has_aux)
     field.check_rows(rows)

@@ -231,6 +231,16 @@ def unreadable(y: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y) or y.is_meta
 
 
+def is_traced(t: Any) -> bool:
+    """True where `t` is a tensor that a derivative, `vmap` or `torch.compile` follows, so that it must stay one."""
+    if not isinstance(t, Tensor):
+        return False
+    if t.requires_grad or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return True
+    forward_ad = torch.autograd.forward_ad
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
+
+
 def is_vmapped(y: Tensor) -> bool:
     """True where `torch.vmap` runs over `y`, at any level of nesting."""
     functorch = torch._C._functorch

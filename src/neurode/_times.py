@@ -10,17 +10,7 @@ import torch
 from torch import Tensor
 
 from neurode._errors import InputError
-from neurode._state import Layout
-
-
-def is_traced(t: Any) -> bool:
-    """True where `t` is a tensor that a derivative, `vmap` or `torch.compile` follows, so that it must stay one."""
-    if not isinstance(t, Tensor):
-        return False
-    if t.requires_grad or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):
-        return True
-    forward_ad = torch.autograd.forward_ad
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
+from neurode._state import Layout, is_traced
 
 
 def read_span(t_span: Any, layout: Layout, rows: int, per_row: bool) -> tuple[Any, Any]:

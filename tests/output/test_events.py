@@ -230,6 +230,49 @@ def test_events_of_a_pytree():
     assert sol.events[0].y["v"].item() == pytest.approx(-((4 * G) ** 0.5), abs=1e-7)
 
 
+def test_events_at_one_time_happen_in_the_order_of_the_list():
+    """(1 + 1) * 2; what stops the solve stops what is behind it in the list, too."""
+    stay = lambda t, y: 0 * y
+    more, twice = (Event(lambda t, y: t - 1, apply=change) for change in (lambda t, y: y + 1, lambda t, y: 2 * y))
+    stop = Event(lambda t, y: t - 1, terminal=True)
+    run = lambda *events: neurode.solve(stay, torch.ones(1), (0, 3), events=events, **ADAPTIVE)
+    assert run(more, twice).y1.item() == 4 and run(twice, more).y1.item() == 3
+    sol = run(more, stop, twice)
+    assert sol.status is Status.TERMINATED and sol.y1.item() == 2 and [e.count for e in sol.events] == [1, 1, 0]
+    rows = neurode.solve(
+        lambda t, y: 0 * y, torch.ones(2, 1), (0, torch.tensor([3.0, 0.5])), batch_dim=0,
+        events=[Event(lambda t, y: (t - 1)[:, 0], apply=e.apply) for e in (more, twice)], **ADAPTIVE,
+    )  # fmt: skip
+    assert rows.y1.flatten().tolist() == [4.0, 1.0]
+
+
+@BOTH
+def test_doses_at_every_whole_time_the_last_at_the_very_end(options):
+    """y -> y + 1 at t = 1, ..., 8 and decay between: a geometric sum."""
+    e = math.exp(-1)
+    want = sum(e**k for k in range(8)) + e**8
+    beat = lambda t, y: torch.sin(math.pi * (t + 1e-12))
+    sol = neurode.solve(
+        lambda t, y: -y, torch.ones(1), (0, 8), events=[Event(beat, apply=lambda t, y: y + 1)], **options
+    )
+    assert sol.events[0].count == 8 and sol.status is Status.SUCCESS
+    assert sol.y1.item() == pytest.approx(want, abs=1e-4 if "steps" in options else 1e-7)
+
+
+@BOTH
+@BATCH
+@pytest.mark.parametrize("same_span", [True, False])
+def test_an_event_with_apply_exactly_at_the_end(options, batch_dim, same_span):
+    g = (lambda t, y: t - 1) if batch_dim is None else (lambda t, y: (t - 1)[:, 0])
+    t1 = 1.0 if same_span or batch_dim is None else torch.tensor([1.0, 2.0])
+    event = Event(g, apply=lambda t, y: y + 1)
+    sol = neurode.solve(
+        lambda t, y: 0 * y, torch.ones(2, 1), (0, t1), events=[event], batch_dim=batch_dim, t_eval="steps", **options
+    )
+    assert sol.y1.flatten().tolist() == [2.0, 2.0] and sol.success
+    assert torch.as_tensor(sol.events[0].count).flatten().tolist() == [1] * (1 if batch_dim is None else 2)
+
+
 # ---- gradients
 
 
@@ -330,8 +373,17 @@ def test_refusals(batch_dim):
         neurode.solve(fall, y0, (0, 1), events=[Event(lambda t, y: y)], batch_dim=batch_dim, **ADAPTIVE)
     with pytest.raises(neurode.FieldError, match="returned float"):
         neurode.solve(fall, y0, (0, 1), events=[Event(lambda t, y: 1.0)], batch_dim=batch_dim, **ADAPTIVE)
+    with pytest.raises(neurode.FieldError, match=r"y\[0\] - 0\.5, not"):
+        g = (lambda t, y: y[0, 0] < 0.5) if batch_dim is None else (lambda t, y: y[:, 0] < 0.5)
+        neurode.solve(fall, y0, (0, 1), events=[Event(g)], batch_dim=batch_dim, **ADAPTIVE)
+    with pytest.raises(neurode.FieldError, match="returned NaN in the step to"):
+        g = (lambda t, y: (y[0, 0] - 9).sqrt()) if batch_dim is None else (lambda t, y: (y[:, 0] - 9).sqrt())
+        neurode.solve(fall, y0, (0, 1), events=[Event(g)], batch_dim=batch_dim, **ADAPTIVE)
+    with pytest.raises(neurode.FieldError, match=r"event's apply\(t, y\) returned shape"):
+        g = (lambda t, y: y[0, 0]) if batch_dim is None else height
+        neurode.solve(fall, y0, (0, 9), events=[Event(g, apply=lambda t, y: y[:1])], batch_dim=batch_dim, **ADAPTIVE)
     with pytest.raises(neurode.InputError, match=r"neurode\.Event"):
         neurode.solve(fall, y0, (0, 1), events=[lambda t, y: y], batch_dim=batch_dim, **ADAPTIVE)
-    for wrong in (dict(direction=2), dict(terminal=-1), dict(apply=3)):
+    for wrong in (dict(direction=2), dict(terminal=-1), dict(terminal=2.5), dict(apply=3)):
         with pytest.raises(neurode.InputError):
             Event(height, **wrong)

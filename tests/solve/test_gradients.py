@@ -186,3 +186,32 @@ def test_a_rejected_step_leaves_no_gradient():
     assert sol.stats.num_rejected > 0
     (grad,) = torch.autograd.grad(sol.y1.sum(), y0)
     assert grad.item() == pytest.approx(sol.y1.item(), rel=1e-12)  # linear: dy1/dy0 = y1 / y0
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0])
+@pytest.mark.parametrize("options", [dict(method="rk4", steps=20), dict(method="dopri5", rtol=1e-9, atol=1e-9)])
+def test_both_modes_follow_output_times(options, batch_dim):
+    """d/dt of exp(-t) at each output, forward and reverse."""
+    from torch.func import jacfwd, jacrev
+
+    times = torch.tensor([0.2, 0.5, 0.9])
+    run = lambda t: neurode.solve(
+        lambda t, y: -y, torch.ones(1, 1), (0, 1), t_eval=t, batch_dim=batch_dim, **options
+    ).ys.flatten()
+    for jacobian in (jacfwd, jacrev) if "steps" in options else (jacfwd,):
+        assert torch.allclose(jacobian(run)(times), torch.diag(-torch.exp(-times)), atol=1e-4)
+
+
+def test_vmap_over_times_says_what_to_type():
+    with pytest.raises(neurode.InputError, match=r"t_span=\(t0, t1\) of shape"):
+        torch.vmap(lambda t1: neurode.solve(lambda t, y: -y, torch.ones(2), (0, t1), method="rk4", steps=20).y1)(
+            torch.tensor([1.0, 2.0])
+        )
+
+
+def test_vmap_over_events_says_what_to_type():
+    event = neurode.Event(lambda t, y: y[0])
+    with pytest.raises(neurode.InputError, match="batch_dim=0"):
+        torch.vmap(lambda y: neurode.solve(lambda t, y: -y, y, (0, 1), method="rk4", steps=3, events=[event]).y1)(
+            torch.ones(2, 2)
+        )

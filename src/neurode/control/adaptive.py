@@ -168,7 +168,7 @@ class JointPace:
         t = catch.t[0]
         self.t, self.start = number(t), t if t.requires_grad else number(t)
         self.h = min(self.h, float(catch.gap[0]))  # events that accumulate must not be stepped over
-        self.running = True
+        self.running = self.t != self.t1
         self._propose()
         if int(catch.ended[0]) >= 0:
             self.stop(list(Status)[int(catch.ended[0])])

@@ -271,7 +271,8 @@ class RowPace:
         self.goal = torch.where(lanes, self.end_exact, self.goal)
         self.live = self.live | lanes  # a row may have reached its end in this step, behind the event
         self.codes[self.rows] = torch.where(lanes, RUNNING, self.codes[self.rows])
-        self._end_rows(lanes & (catch.ended >= 0), catch.ended)
+        here = lanes & (self.t == self.end_exact) & (catch.ended < 0)  # an event at the very end of the span
+        self._end_rows(here | (lanes & (catch.ended >= 0)), torch.where(here, Status.SUCCESS.code, catch.ended))
         with torch.enable_grad():
             ended = lanes & (catch.ended >= 0)
             here = torch.where(ended, catch.t, self.t_end[self.rows])

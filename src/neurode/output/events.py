@@ -61,7 +61,7 @@ class Event:
             raise InputError("Event(g, apply=...) takes functions of (t, y).")
         if self.direction not in (-1, 0, 1):
             raise InputError(f"direction={self.direction!r}; it must be -1 (falling), 0 (both) or 1 (rising).")
-        if int(self.terminal) < 0:
+        if not isinstance(self.terminal, int) or self.terminal < 0:
             raise InputError(f"terminal={self.terminal!r}; it must be False, True or the number of events to stop at.")
 
     @property
@@ -139,6 +139,11 @@ class Lanes:
         total = sum(w[:, i : i + 1] * k for i, k in enumerate(piece.ks))
         return piece.y0 + piece.interval.h * total
 
+    def finite(self, piece: Piece) -> Tensor:
+        """`(lanes,)`, whether the state at the step's end is finite."""
+        finite = torch.isfinite(piece.y1)
+        return finite.all(1) if self.batched else finite.all().reshape(1)
+
     def call(self, function: Callable[..., Any], t: Tensor, y: Tensor) -> Any:
         """A user's function at inner time and state."""
         field = self.field
@@ -153,6 +158,11 @@ class Lanes:
         if not isinstance(out, Tensor) or out.shape != shape:
             got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise FieldError(f"an event's g(t, y) returned {got}; it must return a tensor of shape {tuple(shape)}.")
+        if not out.is_floating_point():
+            raise FieldError(
+                f"an event's g(t, y) returned {out.dtype}; an event is where a real number passes through zero. Return the"
+                " difference: y[0] - 0.5, not y[0] < 0.5."
+            )
         return out.reshape(-1)
 
 
@@ -183,7 +193,7 @@ class Events:
         total = len(t0)
         self.rows = torch.arange(total, device=t0.device)
         self.counts = torch.zeros(len(self.events), total, dtype=torch.int64, device=t0.device)
-        self.caught_at = torch.full_like(t0, torch.nan)
+        self.caught_at = torch.full((len(self.events), total), torch.nan, dtype=t0.dtype, device=t0.device)
         self.previous: Tensor | None = None
         self.fresh = torch.ones(total, dtype=torch.bool, device=t0.device)
         self.any_fresh = True
@@ -209,8 +219,14 @@ class Events:
             open_ = self._crossings(values) & accepted
             rest = self.fresh & ~accepted
             # The one host read of a step in which nothing happens: whether anything did, and what the next step needs.
-            some, self.any_fresh = torch.stack([open_.any(), rest.any()]).tolist()
+            lost = torch.isnan(values).any(1).any(0) & accepted & self.lanes.finite(piece)
+            some, self.any_fresh, blind = torch.stack([open_.any(), rest.any(), lost.any()]).tolist()
         t0, t1 = self.lanes.span(piece, self.span)
+        if blind:
+            raise FieldError(
+                f"an event's g(t, y) returned NaN in the step to t = {float(t1.detach()[lost][0]):.6g}, so that nobody knows"
+                " whether it passed through zero. Let g be a number wherever the solution goes."
+            )
         caught: Catch | None = None
         self.marks = ()
         while some:
@@ -218,11 +234,14 @@ class Events:
             first = x.amin(0)
             for i, event in enumerate(self.events):
                 mine = torch.isfinite(x[i]) & (x[i] <= first + SAME_TIME)
+                if caught is not None:
+                    mine = mine & ~(caught.lanes & (caught.ended >= 0))
                 if not bool(mine.any()):
                     continue
                 where = torch.where(mine, x[i], torch.ones_like(x[i]))
                 scale = values[i].abs().amax(0)
                 t, y = self._differentiable(event, piece, where, t0, t1, mine, scale)
+                y = self._seen(y, mine, caught)
                 caught, steered = self._register(i, mine, where, scale, t, y, caught)
                 open_[i, part[i], torch.arange(len(mine))] &= ~mine
                 open_ = open_ & ~steered
@@ -350,22 +369,30 @@ class Events:
         if not bool(steered.any()):
             self.marks += (Mark(i, mine, x, scale, kept, rows, steered, steered),)
             return caught, steered
-        last = self.caught_at[self.rows]
+        last = self.caught_at[i, self.rows]
         gap = torch.where(torch.isnan(last), torch.inf, (t.detach() - last).abs())
         zeno = steered & (ended < 0) & (gap <= ACCUMULATION * self.span)
         ended = torch.where(zeno, Status.EVENTS_ACCUMULATE.code, ended)
         applied = steered & (ended < 0)
         self.marks += (Mark(i, mine, x, scale, kept, rows, steered, applied),)
         after = self._apply(event, t, y, applied)
-        self.caught_at[self.rows] = torch.where(steered, t.detach(), last)
+        self.caught_at[i, self.rows] = torch.where(steered, t.detach(), last)
         new = Catch(steered, t, y, after, ended, gap)
         return (new if caught is None else self._merge(caught, new)), steered
+
+    def _seen(self, y: Tensor, mine: Tensor, caught: Catch | None) -> Tensor:
+        """The state that an event finds: what one before it in the list left, where both happen at one time."""
+        return y if caught is None else torch.where(self._wide(mine & caught.lanes), caught.after, y)
 
     def _apply(self, event: Event, t: Tensor, y: Tensor, which: Tensor) -> Tensor:
         if event.apply is None or not bool(which.any()):
             return y
-        out = self.lanes.call(event.apply, t, y)
-        after = self.layout.derivative(out, y)  # the same structure, shapes and dtype as the state
+        out = self.lanes.call(event.apply, t, y.clone())
+        try:
+            after = self.layout.derivative(out, y)  # the same structure, shapes and dtype as the state
+        except FieldError as error:
+            text = str(error).replace("f(t, y)", "an event's apply(t, y)").replace("dy/dt", "what it returns")
+            raise FieldError(text) from None
         return torch.where(self._wide(which), after, y)
 
     def _wide(self, mask: Tensor) -> Tensor:
@@ -376,7 +403,7 @@ class Events:
         return Catch(
             old.lanes | mask,
             torch.where(mask, new.t, old.t),
-            torch.where(wide, new.before, old.before),
+            torch.where(self._wide(mask & ~old.lanes), new.before, old.before),
             torch.where(wide, new.after, old.after),
             torch.where(mask, new.ended, old.ended),
             torch.where(mask, new.gap, old.gap),
@@ -396,6 +423,7 @@ class Events:
             )  # why lanes ended, and how long after what, the first time settled
             event = self.events[mark.event]
             t, y = self._differentiable(event, piece, mark.x, t0, t1, mark.lanes, mark.scale)
+            y = self._seen(y, mark.lanes, caught)
             found.append((t, y))
             if bool(mark.steered.any()):
                 after = self._apply(event, t, y, mark.applied)

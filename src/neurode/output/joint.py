@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode._state import real_dtype
+from neurode._state import is_traced, real_dtype
 from neurode.output.interpolant import coefficients, fractions, horner
 from neurode.stepping import Interval, Piece, Step
 
@@ -28,7 +28,7 @@ class Samples:
 
     def __init__(self, t_eval: Tensor, t0: float, y0: Tensor, sign: float) -> None:
         self.times = t_eval.detach().tolist()
-        self.moving = t_eval if t_eval.requires_grad else None
+        self.moving = t_eval if is_traced(t_eval) else None
         self.keys = [sign * t for t in self.times]
         self.sign = sign
         self.dtype = real_dtype(y0.dtype)

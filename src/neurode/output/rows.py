@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurode._state import real_dtype
+from neurode._state import is_traced, real_dtype
 from neurode.output.interpolant import coefficients, horner
 from neurode.stepping import Piece
 
@@ -66,7 +66,7 @@ def gather(pieces: list[Piece], which: Tensor, row: Tensor, times: Tensor, deriv
     first = pieces[0]
     dtype = real_dtype(first.y0.dtype)
     t0, t1 = pick([p.interval.t0 for p in pieces]), pick([p.interval.t1 for p in pieces])
-    moves = t0.requires_grad or t1.requires_grad or times.requires_grad
+    moves = any(map(is_traced, (t0, t1, times)))
     x = ((times - t0) / torch.where(t1 == t0, 1.0, t1 - t0)).to(dtype)
     polynomials = coefficients(pieces).view(len(pieces), -1, *first.y0.shape).transpose(1, 2)
     chosen = polynomials.reshape(-1, *polynomials.shape[2:]).index_select(0, place)
@@ -93,7 +93,7 @@ class RowSamples:
         self.times = t_eval.unsqueeze(1).expand(-1, len(t0)) if t_eval.ndim == 1 else t_eval
         self.sign = sign
         self.keys = (self.times.detach() * sign).T.contiguous()  # (rows, time), ascending
-        self.moving = self.times.requires_grad
+        self.moving = is_traced(self.times)
         self.y0 = y0
         self.index: list[tuple[Tensor, Tensor]] = []
         self.values: list[Tensor] = []
