@@ -97,7 +97,7 @@ template <class R> void solve_forward(const Program& p, nd_solve& s, neurode::Wa
     Trace<R>* trace = s.keep ? new Trace<R>(s.rows, p.size, threads) : nullptr;
     s.trace = trace;
     for (int64_t row = 0; row < s.rows; row++) s.evaluations[row] = s.accepted[row] = s.rejected[row] = 0;
-    if (trace && s.grid && s.grid_row_step == 0) keep_stages(p, s, T, *trace);
+    if (trace && s.grid && s.grid_row_step == 0 && !p.straight) keep_stages(p, s, T, *trace);
     if (joint) {
         Forward<R> f(p, s, trace, T, watch);
         return Joint<R>(f, trace).solve();

@@ -66,13 +66,14 @@ template <class R> class Forward {
         for (double** part : parts) *part = work_.take<double>(T);
         for (int l = 0; l < T; l++) lanes[l] = Lane(), ratio[l] = before[l] = earlier[l] = second[l] = 0;
         for (ptrdiff_t i = 0; i < saved_size; i++) saved[i] = 0;
+        tile.use_tape(static_cast<const R*>(solve.uniforms), work_);
     }
     static size_t bytes(const Program& p, const nd_solve& s, int T) {
         size_t n = size_t(p.size) * T;
         return Interpreter<R>::bytes(p, T, 1, false) + Tile<R>::bytes(p, s, T) +
                Workspace::size_of<R>(size_t(p.rows_saved) * T) + Workspace::size_of<R>(size_t(p.rows_forward) * T) +
                Workspace::size_of<R>(size_t(p.rows_cotangent) * T) + Workspace::size_of<Lane>(T) +
-               Workspace::size_of<R>(3 * n) + 7 * Workspace::size_of<double>(T) + 4096;
+               Tile<R>::tape_bytes(p, s) + Tile<R>::shared_bytes(p, T) + Workspace::size_of<R>(3 * n) + 7 * Workspace::size_of<double>(T) + 4096;
     }
 
     struct Lane {
@@ -165,8 +166,7 @@ template <class R> class Forward {
     }
     void stages(int from) {
         for (int i = from; i < method.stages; i++) tile.evaluate(i, saved, bases);
-        if (method.fsal) std::memcpy(tile.y1, saved + T, tile.N * sizeof(R));
-        else tile.finish();
+        tile.finish_attempt(saved);
     }
 
     // Accepts or rejects every lane's attempt; returns how many rows have ended.
@@ -330,9 +330,7 @@ template <class R> class Forward {
             tile.t1[l] = tile.t0[l] + lanes[l].pace.sign * to[l];
         }
         tile.set_lengths();
-        for (int l = 0; l < T; l++) saved[l] = R(tile.t1[l]);
-        tile.combine(1, [](int) { return 1.0; }, saved + T);
-        tile.field(saved, bases, tile.y1);
+        tile.trial(saved, bases);
         norms(tile.y1, tile.k, d2);
         for (int l = 0; l < T; l++) to[l] = first_step(to[l], d1[l], d2[l] / to[l], s.order);
     }
@@ -384,8 +382,7 @@ template <class R> class Forward {
             record(l);
             outputs(l);
         }
-        R* y = tile.y;
-        tile.y = tile.y1, tile.y1 = y;
+        std::memcpy(tile.y, tile.y1, tile.N * sizeof(R));
     }
     void end_fixed(int l) {
         int64_t row = lanes[l].row;

@@ -12,8 +12,9 @@ template <class R> class Joint {
           work_(num_tiles_ * slot_bytes() + 64) {
         slots_ = work_.take<Slot>(num_tiles_);
         for (int64_t i = 0; i < num_tiles_; i++) {
-            slots_[i] = {work_.take<R>(N), work_.take<R>(N), work_.take<R>(N * f.method.all),
-                         work_.take<R>(size_t(f.batch.A) * T)};
+            slots_[i].rows = {work_.take<R>(N), work_.take<R>(N), work_.take<R>(N * f.method.all),
+                              work_.take<R>(size_t(f.batch.A) * T)};
+            slots_[i].tape = f.tile.make_tape(slots_[i].rows, work_);
         }
     }
 
@@ -35,16 +36,18 @@ template <class R> class Joint {
   private:
     static constexpr int64_t RUNNING = -1;
     struct Slot {
-        R *y, *y1, *k, *rowdata;
+        Frame<R> rows;
+        const StepTape<R>* tape;
     };
     size_t slot_bytes() const {
         return Workspace::size_of<Slot>(1) + 2 * Workspace::size_of<R>(N) + Workspace::size_of<R>(N * f.method.all) +
-               Workspace::size_of<R>(size_t(f.batch.A) * T);
+               Workspace::size_of<R>(size_t(f.batch.A) * T) + Tile<R>::tape_bytes(f.p, s);
     }
 
     int live(int64_t i) const { return int(s.rows - i * T < T ? s.rows - i * T : T); }
     void select(int64_t i) {
-        f.tile.y = slots_[i].y, f.tile.y1 = slots_[i].y1, f.tile.k = slots_[i].k, f.tile.rowdata = slots_[i].rowdata;
+        const Frame<R>& rows = slots_[i].rows;
+        f.tile.y = rows.y, f.tile.y1 = rows.y1, f.tile.k = rows.k, f.tile.rowdata = rows.rowdata, f.tile.tape = slots_[i].tape;
     }
     void load(int64_t i) {
         select(i);
@@ -88,9 +91,7 @@ template <class R> class Joint {
         set_interval(pace_.t, pace_.t + pace_.sign * h0);
         for (int64_t i = 0; i < num_tiles_; i++) {
             select(i);
-            for (int l = 0; l < T; l++) f.saved[l] = R(f.tile.t1[l]);
-            f.tile.combine(1, [](int) { return 1.0; }, f.saved + T);
-            f.tile.field(f.saved, f.bases, f.tile.y1);
+            f.tile.trial(f.saved, f.bases);
         }
         evaluations_++;
         double d2 = norm([&](double* to) { f.square_sums(f.tile.y1, f.tile.k, to); }) / h0;
@@ -171,7 +172,7 @@ template <class R> class Joint {
                 }
             }
             if (s.fsal || known) std::memcpy(f.tile.k, f.tile.k + (s.fsal ? f.method.stages - 1 : f.method.stages) * N, N * sizeof(R));
-            slots_[i].y = f.tile.y1, slots_[i].y1 = f.tile.y;
+            std::memcpy(f.tile.y, f.tile.y1, N * sizeof(R));
         }
         output_ = next;
     }
@@ -187,7 +188,7 @@ template <class R> class Joint {
                 int64_t row = i * T + l;
                 s.t_end[row] = pace_.t, s.evaluations[row] = evaluations_;
                 s.accepted[row] = num_accepted_, s.rejected[row] = num_rejected_;
-                if (status_ == ND_SUCCESS) f.tile.get(slots_[i].y, l, f.batch.y1(row), D), s.status[row] = status_;
+                if (status_ == ND_SUCCESS) f.tile.get(slots_[i].rows.y, l, f.batch.y1(row), D), s.status[row] = status_;
                 else f.batch.fail(row, status_, output_);
             }
     }

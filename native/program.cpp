@@ -5,10 +5,13 @@
 #include <memory>
 #include <vector>
 
+#include "straight.h"
+
 namespace neurode {
 namespace {
 
 struct Storage : Program { // a program and the arrays that its instructions point into
+    Straight list;
     std::vector<int32_t> maps;
     std::vector<Instruction> code[3];
     std::vector<std::unique_ptr<Operand[]>> operands;
@@ -143,6 +146,7 @@ Program* decode(const int32_t* words, int64_t n, const int32_t* maps, int64_t nu
         at += length;
     }
     if (!header.ok() || p->size < 1 || !p->out.present()) return *error = "the header is malformed", nullptr;
+    if (straighten(*p, p->list)) p->straight = &p->list;
     return p.release();
 }
 

@@ -53,6 +53,8 @@ struct Section {
     const Instruction* end() const { return first + size; }
 };
 
+struct Straight;
+
 struct Program {
     int32_t dtype = 0, size = 0, num_uniforms = 0, num_accumulators = 0, num_rowdata = 0;
     int32_t rows_saved = 0, rows_forward = 0, rows_backward = 0, rows_cotangent = 0;
@@ -60,6 +62,7 @@ struct Program {
     Section forward, backward, gradient;
     bool has_products = false; // of matrices: decides the tile's width
     int32_t max_registers = 0; // of a pointwise chain: inputs and steps
+    const Straight* straight = nullptr; // the same as a straight list, where it has few operations
 };
 
 // Returns null and sets `*error` where the words are not a program that this library knows.

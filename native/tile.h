@@ -2,6 +2,7 @@
 #pragma once
 #include "dense.h"
 #include "interpreter.h"
+#include "tape.h"
 
 namespace NEURODE_NAMESPACE {
 
@@ -27,10 +28,17 @@ struct Tableau {
 
 // Width of the tile: two vectors where there are matrix products (fewer loads), up to 64 numbers where operations are short
 // (the interpreter's cost is by instruction), never more than the batch fills or than leaves a tile's rows in L2.
+template <class R> int straight_width(const neurode::Straight& code, int D) {
+    constexpr size_t LEVEL_ONE = 24 * 1024; // of 32 KB; a step of seven stages
+    int T = 8 * LANES<R> < 64 ? 8 * LANES<R> : 64;
+    size_t rows = 10 * size_t(D) + code.num_spare + code.num_uniform;
+    while (T > LANES<R> && T > 8 && rows * T * sizeof(R) > LEVEL_ONE) T /= 2;
+    return T;
+}
 constexpr size_t TILE_BYTES = 512 * 1024; // half of the smaller second-level caches of today's processors
 template <class R> int tile_width(const Program& program, int64_t rows) {
     constexpr int least = LANES<R> < 8 ? 8 : LANES<R>;
-    int most = program.has_products ? 2 * LANES<R> : 64;
+    int most = program.straight ? straight_width<R>(*program.straight, program.size) : program.has_products ? 2 * LANES<R> : 64;
     if (most < least) most = least;
     int T = least;
     size_t bytes = sizeof(R) * (size_t(program.rows_saved) + program.rows_forward + program.rows_cotangent);
@@ -39,6 +47,8 @@ template <class R> int tile_width(const Program& program, int64_t rows) {
 }
 
 template <class R> class Tile {
+    typedef typename StepTape<R>::Shared Shared;
+
   public:
     Tile(const Program& program, const Tableau& tableau, Interpreter<R>& interpreter, Workspace& work)
         : method(tableau), D(program.size), T(interpreter.T()), N(ptrdiff_t(D) * T), program_(program), run_(interpreter),
@@ -49,6 +59,24 @@ template <class R> class Tile {
         for (int l = 0; l < T; l++) t0[l] = t1[l] = 0, h[l] = 0;
         for (ptrdiff_t i = 0; i < N; i++) y[i] = 0;
         for (ptrdiff_t i = 0; i < ptrdiff_t(program.num_rowdata) * T; i++) rowdata[i] = 0;
+    }
+    // Takes the program as a straight list from now on, where it is one. `u` are the uniform numbers.
+    void use_tape(const R* u, Workspace& work) {
+        if (!program_.straight) return;
+        shared_ = new (work.take<Shared>(1)) Shared(*program_.straight, D, T, work);
+        u_ = u;
+        tape = make_tape({y, y1, k, rowdata}, work);
+    }
+    const StepTape<R>* make_tape(const Frame<R>& frame, Workspace& work) {
+        if (!shared_) return nullptr;
+        return new (work.take<StepTape<R>>(1)) StepTape<R>(*program_.straight, u_, method, D, T, frame, h, *shared_, work);
+    }
+    static size_t tape_bytes(const Program& p, const nd_solve& s) {
+        if (!p.straight) return 0;
+        return Workspace::size_of<StepTape<R>>(1) + StepTape<R>::bytes(*p.straight, p.size, int(s.stages + s.extra));
+    }
+    static size_t shared_bytes(const Program& p, int T) {
+        return p.straight ? Workspace::size_of<Shared>(1) + Shared::bytes(*p.straight, p.size, T) : 0;
     }
     static size_t bytes(const Program& p, const nd_solve& s, int T) {
         size_t n = size_t(p.size) * T, all = size_t(s.stages + s.extra);
@@ -99,8 +127,12 @@ template <class R> class Tile {
             }
     }
 
-    // Evaluates stage i: its time and state go to SAVED, f there to k.
+    // Evaluates stage i: f at its time and state goes to k, and these, where the program is interpreted, to SAVED.
     void evaluate(int stage, R* saved, Bases<R>& bases) {
+        if (tape) {
+            if (tape->reads_time) write_times(stage, tape->time);
+            return tape->stage(stage);
+        }
         write_times(stage, saved);
         combine(stage, [&](int j) { return method.a(stage, j); }, saved + T);
         field(saved, bases, k + stage * N);
@@ -111,8 +143,24 @@ template <class R> class Tile {
         run_.forward(bases);
         std::memcpy(to, run_.row(bases, program_.out), N * sizeof(R));
     }
+    // The state at the end from all stages.
     void finish() {
+        if (tape) return tape->finish();
         combine(method.stages, [&](int j) { return method.b(j); }, y1);
+    }
+
+    // The state at the end of an attempt: with FSAL that of the last stage.
+    void finish_attempt(const R* saved) {
+        if (!method.fsal) finish();
+        else if (!tape) std::memcpy(y1, saved + T, N * sizeof(R));
+    }
+    // f after an Euler step from t0 to t1, to y1.
+    void trial(R* saved, Bases<R>& bases) {
+        R* times = tape ? tape->time : saved;
+        for (int l = 0; l < T; l++) times[l] = R(t1[l]);
+        if (tape) return tape->trial();
+        combine(1, [](int) { return 1.0; }, saved + T);
+        field(saved, bases, y1);
     }
 
     // The state at fractions x of the step in one lane: `begin_dense` once a step, then `dense` for every output.
@@ -128,10 +176,13 @@ template <class R> class Tile {
     R *y, *y1, *k, *h;         // states at both ends, stages, lengths
     double *t0, *t1;           // the interval of every lane
     R* rowdata;
+    const StepTape<R>* tape = nullptr; // of these rows; null: the program is interpreted
 
   private:
     const Program& program_;
     Interpreter<R>& run_;
+    Shared* shared_ = nullptr;
+    const R* u_ = nullptr;
     DenseOutput dense_;
 };
 
