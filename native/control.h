@@ -5,63 +5,86 @@
 
 namespace NEURODE_NAMESPACE {
 
+typedef Vec<double> Doubles;
+typedef Mask<double> Truths;
+
 constexpr double STRETCH = 1.01; // a step that would leave less than 1 % of itself takes the rest too, as in DOPRI5
 
-// PID control in logarithms, so that lanes go through it as vectors. Arrays of T lanes, T a multiple of the vector length.
+// PID control in logarithms, so that lanes go through it as vectors.
 struct Controller {
     const nd_solve& s;
     explicit Controller(const nd_solve& solve) : s(solve) {}
 
     int memory() const { return s.derivative != 0 ? 2 : s.proportional != 0 ? 1 : 0; }
 
-    // The factors after an accepted and after a rejected attempt with these error ratios, and the logarithms of the ratios.
-    void factors(int T, const double* ratio, const double* before, const double* earlier, double* grow, double* shrink,
-                 double* logs) const {
+    // What these error ratios make of the next length, after an accepted and after a rejected attempt, and their logarithms; given
+    // the logarithms of the accepted ratios before.
+    struct Factors {
+        D grow, shrink, logs;
+    };
+    Factors factors(D ratio, D before, D earlier) const {
         double b1 = (s.proportional + s.integral + s.derivative) / s.order, b2 = (s.proportional + 2 * s.derivative) / s.order,
                b3 = s.derivative / s.order;
-        for (int l = 0; l < T; l += LANES<double>) {
-            D r = load(ratio + l), lr = vlog(choose<double>(r > d(1e-30), r, d(1e-30)));
-            D up = vexp(d(b2) * load(before + l) - d(b1) * lr - d(b3) * load(earlier + l)), down = vexp(d(-1 / s.order) * lr);
-            store(grow + l, clamp(d(s.safety) * up, s.shrink_accepted ? s.min_factor : 1.0, s.max_factor));
-            store(shrink + l, clamp(d(s.safety) * down, s.min_factor, 1.0));
-            store(logs + l, choose<double>(lr > d(LOG_FLOOR), lr, d(LOG_FLOOR)));
-        }
+        D logs = vlog(choose<double>(ratio > d(1e-30), ratio, d(1e-30)));
+        D up = vexp(d(b2) * before - d(b1) * logs - d(b3) * earlier);
+        D down = b2 == 0 && b3 == 0 && s.integral == 1 ? up : vexp(d(-1 / s.order) * logs);
+        return {clamp(d(s.safety) * up, s.shrink_accepted ? s.min_factor : 1.0, s.max_factor),
+                clamp(d(s.safety) * down, s.min_factor, 1.0), choose<double>(logs > d(LOG_FLOOR), logs, d(LOG_FLOOR))};
     }
     static constexpr double LOG_FLOOR = -9.210340371976182; // log 1e-4: the least ratio remembered (Hairer's `facold`)
 };
 
-// One lane's way through its span.
-struct Pace {
-    double t = 0, goal = 0, sign = 1, h = 0, end = 0, tiny = 0;
-    double history[2] = {0, 0}; // logarithms of the accepted ratios before
-    bool held = false;
+// A vector of either kind as doubles in memory; and which lanes are not zero there, as a mask of either kind.
+template <class R> INLINE void store_doubles(double* to, Vec<R> v) {
+    if constexpr (sizeof(R) == 8) {
+        store(to, v);
+    } else {
+        store(to, widen(v, 0));
+        store(to + LANES<double>, widen(v, 1));
+    }
+}
+template <class R> INLINE Mask<R> true_lanes(const double* flags) {
+    if constexpr (sizeof(R) == 8) return load(flags) != splat<double>(0);
+    else return narrow(load(flags), load(flags + LANES<double>)) != splat<float>(0);
+}
 
-    void start(double t0, double t1) {
-        *this = Pace();
-        t = t0, goal = t1, sign = t1 >= t0 ? 1 : -1;
-        tiny = 10 * 2.220446049250313e-16 * std::fmax(std::fabs(t0), std::fabs(t1));
-    }
+INLINE D all_lanes(double x, D) { return d(x); }
+INLINE double all_lanes(double x, double) { return x; }
+template <class M, class V> INLINE V pick(M m, V yes, V no) { return m ? yes : no; }
+
+// The way of one system through its span (V a double), or of as many as a vector has lanes.
+template <class V> struct Pace {
+    V t = {}, goal = {}, sign = {}, h = {}, end = {}, tiny = {};
+    V history[2] = {}; // logarithms of the accepted ratios before
+    V held = {};       // 1 after a rejection
+
+    static V number(double x) { return all_lanes(x, V{}); }
     void propose(const nd_solve& s) {
-        h = std::fmin(std::fmax(h, s.min_step), s.max_step);
-        double far = (goal - t) * sign;
-        end = h * STRETCH >= far ? goal : t + h * sign;
+        h = pick(h > number(s.min_step), h, number(s.min_step)); // a NaN becomes the least length
+        h = pick(h < number(s.max_step), h, number(s.max_step));
+        V far = (goal - t) * sign;
+        end = pick(h * number(STRETCH) >= far, goal, t + h * sign);
     }
-    double length() const { return (end - t) * sign; }
-    bool accepts(const nd_solve& s, double ratio) const { // NaN: no
-        return ratio <= 1 || (s.min_step > 0 && ratio < INF && length() <= s.min_step);
+    V length() const { return (end - t) * sign; }
+    auto accepts(const nd_solve& s, V ratio) const { // NaN: no
+        auto short_enough = (number(s.min_step) > number(0)) & (ratio < number(INF)) & (length() <= number(s.min_step));
+        return (ratio <= number(1)) | short_enough;
     }
-    void accept(const nd_solve& s, double grow, double log_ratio) {
-        h = length() * (s.hold && held ? std::fmin(grow, 1.0) : grow);
-        history[1] = history[0], history[0] = log_ratio;
-        held = false;
-        t = end;
+    template <class M> void judge(const nd_solve& s, M accepted, V grow, V shrink, V log_ratio) {
+        V one = number(1), most = pick((held != number(0)) & (grow > one), one, grow);
+        h = length() * pick(accepted, s.hold ? most : grow, shrink);
+        history[1] = pick(accepted, history[0], history[1]), history[0] = pick(accepted, log_ratio, history[0]);
+        held = pick(accepted, number(0), one);
+        t = pick(accepted, end, t);
     }
-    void reject(double shrink) {
-        h = length() * shrink;
-        held = true;
-    }
-    bool stuck() const { return held && h <= tiny; }
+    auto stuck() const { return (held != number(0)) & (h <= tiny); }
 };
+
+// A span's beginning: sets lane l of a pace, through references to its numbers.
+inline void start_pace(double t0, double t1, double& t, double& goal, double& sign, double& tiny) {
+    t = t0, goal = t1, sign = t1 >= t0 ? 1 : -1;
+    tiny = 10 * 2.220446049250313e-16 * std::fmax(std::fabs(t0), std::fabs(t1));
+}
 
 // The first step (Hairer, Norsett & Wanner 1993, II.4) from the norms d0 of y0, d1 of f0: a trial length ...
 inline double trial_step(double d0, double d1) {

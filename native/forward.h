@@ -62,9 +62,12 @@ template <class R> class Forward {
         bases[COTANGENT] = work_.take<R>(size_t(program.rows_cotangent) * T);
         lanes = work_.take<Lane>(T);
         scale_ = work_.take<R>(3 * tile.N);
-        double** parts[] = {&ratio, &grow, &shrink, &logs, &before, &earlier, &second};
+        groups_ = work_.take<Group>(T / PER_GROUP);
+        double** parts[] = {&ratio, &second, &size0_, &size1_, &size2_};
         for (double** part : parts) *part = work_.take<double>(T);
-        for (int l = 0; l < T; l++) lanes[l] = Lane(), ratio[l] = before[l] = earlier[l] = second[l] = 0;
+        flags_ = work_.take<double>(T);
+        for (int l = 0; l < T; l++) lanes[l] = Lane(), ratio[l] = second[l] = flags_[l] = 0;
+        for (int g = 0; g < T / PER_GROUP; g++) groups_[g] = Group();
         for (ptrdiff_t i = 0; i < saved_size; i++) saved[i] = 0;
         tile.use_tape(static_cast<const R*>(solve.uniforms), work_);
     }
@@ -73,24 +76,35 @@ template <class R> class Forward {
         return Interpreter<R>::bytes(p, T, 1, false) + Tile<R>::bytes(p, s, T) +
                Workspace::size_of<R>(size_t(p.rows_saved) * T) + Workspace::size_of<R>(size_t(p.rows_forward) * T) +
                Workspace::size_of<R>(size_t(p.rows_cotangent) * T) + Workspace::size_of<Lane>(T) +
-               Tile<R>::tape_bytes(p, s) + Tile<R>::shared_bytes(p, T) + Workspace::size_of<R>(3 * n) + 7 * Workspace::size_of<double>(T) + 4096;
+               Tile<R>::tape_bytes(p, s) + Tile<R>::shared_bytes(p, T) + Workspace::size_of<R>(3 * n) + 6 * Workspace::size_of<double>(T) +
+               Workspace::size_of<Group>(T / PER_GROUP) + 4096;
     }
 
     struct Lane {
-        int64_t row = -1, output = 0, step = 0, attempts = 0;
-        Pace pace;
+        int64_t row = -1, output = 0;
     };
+    static constexpr int PER_GROUP = LANES<double>;
+    struct Group { // of lanes whose steps are judged at once
+        Pace<Doubles> pace;
+        Doubles next_output = {};                    // its time, infinitely far where there is none
+        Truths live = {}, attempts = {}, accepted = {}; // truth; counts
+    };
+    Pace<Doubles>& pace(int l) const { return groups_[l / PER_GROUP].pace; }
+    double time(int l) const { return pace(l).t[l % PER_GROUP]; }
+    double sign(int l) const { return pace(l).sign[l % PER_GROUP]; }
 
     // ---- fixed grids
 
     // Tiles from the queue, until there are no more.
     void fixed(neurode::Queue& tiles) {
+        bool shared = s.grid_row_step == 0; // all rows on one grid
         for (int64_t first; (first = tiles.take() * T) < s.rows;) {
             int live = int(s.rows - first < T ? s.rows - first : T);
             for (int l = 0; l < T; l++) load_lane(l, first + (l < live ? l : 0), l < live); // idle lanes repeat a row
+            for (int l = 0; l < live; l++) outputs_at_start(l);
             for (int64_t point = 0; point + 1 < s.points; point++) {
                 patience.step();
-                fixed_step(first, live, point);
+                fixed_step(first, live, point, shared);
             }
             for (int l = 0; l < live; l++) end_fixed(l);
         }
@@ -110,25 +124,31 @@ template <class R> class Forward {
     void adaptive(neurode::Queue& rows, const R* f0, const double* lengths) {
         int64_t next = rows.take();
         int live = 0;
+        bool idle = true;
         while (true) {
-            for (int l = 0; l < T; l++)
+            for (int l = 0; l < T && idle; l++)
                 while (lanes[l].row < 0 && next < s.rows) live += take_row(l, next, f0, lengths), next = rows.take();
             if (!live) break;
             patience.step();
             attempt();
-            live -= judge();
+            int ended = judge();
+            live -= ended, idle = ended > 0;
         }
     }
 
     void error_ratios(double* to) { // root mean square over the features, as the rows' control has it
         error_sums(s.e, to);
-        for (int l = 0; l < T; l++) to[l] = std::sqrt(to[l] / D);
+        roots(to);
         if (!s.e2) return;
         error_sums(s.e2, second);
+        roots(second);
         for (int l = 0; l < T; l++) { // DOP853's combination (Hairer, Norsett & Wanner 1993, II.10)
-            double r5 = to[l], r3 = std::sqrt(second[l] / D);
+            double r5 = to[l], r3 = second[l];
             to[l] = r5 * r5 / std::fmax(std::sqrt(r5 * r5 + 0.01 * r3 * r3), 1e-30);
         }
+    }
+    void roots(double* to) const {
+        for (int l = 0; l < T; l += PER_GROUP) store(to + l, vsqrt(load(to + l) / d(D)));
     }
 
     // Sums over features of (h sum_i e_i k_i / (atol + rtol max(|y0|, |y1|)))^2, by lane.
@@ -150,16 +170,17 @@ template <class R> class Forward {
                 Vec<R> part = sum * load(tile.h + v) / scale;
                 total += part * part;
             }
-            for (int l = 0; l < L; l++) to[v + l] = total[l];
+            store_doubles<R>(to + v, total);
         }
     }
 
     // Stages, the state at the end, and where outputs lie inside the step what the dense output needs further.
     void attempt() {
-        for (int l = 0; l < T; l++) {
-            Pace& pace = lanes[l].pace;
-            if (lanes[l].row >= 0) pace.propose(s);
-            tile.t0[l] = pace.t, tile.t1[l] = lanes[l].row >= 0 ? pace.end : pace.t;
+        for (int l = 0; l < T; l += PER_GROUP) {
+            Group& g = groups_[l / PER_GROUP];
+            g.pace.propose(s);
+            store(tile.t0 + l, g.pace.t);
+            store(tile.t1 + l, choose<double>(g.live, g.pace.end, g.pace.t));
         }
         tile.set_lengths();
         stages(s.fsal ? 1 : 0);
@@ -172,60 +193,72 @@ template <class R> class Forward {
     // Accepts or rejects every lane's attempt; returns how many rows have ended.
     int judge() {
         error_ratios(ratio);
-        for (int l = 0; l < T; l++) {
-            if (!(ratio[l] < INF)) ratio[l] = INF;
-            before[l] = lanes[l].pace.history[0], earlier[l] = lanes[l].pace.history[1];
+        bool any_output = false;
+        for (int l = 0; l < T; l += PER_GROUP) {
+            Group& g = groups_[l / PER_GROUP];
+            Doubles r = load(ratio + l);
+            store(ratio + l, r = choose<double>(r < d(INF), r, d(INF)));
+            Truths accepted = g.live & g.pace.accepts(s, r), output = (g.next_output - g.pace.end) * g.pace.sign <= d(0);
+            store(flags_ + l, truth<double>(accepted));
+            any_output = any_output || any<double>(accepted & output);
         }
-        Controller(s).factors(T, ratio, before, earlier, grow, shrink, logs);
-        evaluate_extra();
+        if (any_output) evaluate_extra();
+        if (trace_ || any_output)
+            for (int l = 0; l < T; l++)
+                if (flags_[l] != 0) record(l), outputs(l);
+        advance();
         int ended = 0;
-        for (int l = 0; l < T; l++)
-            if (lanes[l].row >= 0) ended += judge_lane(l);
+        for (int l = 0; l < T; l += PER_GROUP) ended += move_on(l);
         return ended;
     }
 
-    int judge_lane(int l) {
-        Lane& lane = lanes[l];
-        Pace& pace = lane.pace;
-        int64_t row = lane.row;
-        lane.attempts++;
-        s.evaluations[row] += method.num_before_end(); // the first stage of an FSAL method is the step before's last
-        bool accepted = pace.accepts(s, ratio[l]);
-        if (accepted) {
-            s.accepted[row]++;
-            record(l);
-            outputs(l);
-            advance(l);
-            pace.accept(s, grow[l], logs[l]);
-        } else {
-            s.rejected[row]++;
-            pace.reject(shrink[l]);
+    // Takes the lanes of a group to their next attempt, from lane l on; returns how many rows have ended.
+    int move_on(int l) {
+        Group& g = groups_[l / PER_GROUP];
+        Truths accepted = load(flags_ + l) != d(0);
+        Doubles r = load(ratio + l);
+        auto next = controller_.factors(r, g.pace.history[0], g.pace.history[1]);
+        g.pace.judge(s, accepted, next.grow, next.shrink, next.logs);
+        g.attempts -= g.live, g.accepted -= accepted;
+        Truths success = accepted & (g.pace.t == g.pace.goal), stuck = g.pace.stuck();
+        Truths spent = g.attempts >= Truths{} + s.max_steps;
+        if (!any<double>(g.live & (success | stuck | spent))) return 0;
+        int ended = 0;
+        for (int i = 0; i < PER_GROUP; i++) {
+            if (!g.live[i]) continue;
+            if (success[i]) ended += end_row(l + i, ND_SUCCESS);
+            else if (stuck[i]) ended += end_row(l + i, r[i] < INF ? ND_UNDERFLOW : ND_NON_FINITE);
+            else if (spent[i]) ended += end_row(l + i, ND_MAX_STEPS);
         }
-        if (accepted && pace.t == pace.goal) return end_row(l, ND_SUCCESS);
-        if (pace.stuck()) return end_row(l, ratio[l] < INF ? ND_UNDERFLOW : ND_NON_FINITE);
-        if (lane.attempts >= s.max_steps) return end_row(l, ND_MAX_STEPS);
-        return 0;
+        return ended;
     }
 
     void record(int l) {
         if (trace_) tile.get(tile.y, l, trace_->add(worker_, lanes[l].row, tile.t0[l], tile.t1[l]), D);
     }
 
-    // The lane's state moves to the end of its step, with the derivative there where it is known.
-    void advance(int l) {
-        for (int f = 0; f < D; f++) {
-            ptrdiff_t at = ptrdiff_t(f) * T + l;
-            tile.y[at] = tile.y1[at];
-            if (s.fsal) tile.k[at] = tile.k[(method.stages - 1) * tile.N + at];
+    // The state of lanes that were accepted moves to the end of their step, with the derivative there where it is known.
+    void advance() {
+        const R* last = tile.k + (method.stages - 1) * tile.N;
+        for (int v = 0; v < T; v += LANES<R>) {
+            Mask<R> accepted = true_lanes<R>(flags_ + v);
+            for (ptrdiff_t i = v; i < tile.N; i += T) {
+                store(tile.y + i, choose<R>(accepted, load(tile.y1 + i), load(tile.y + i)));
+                if (s.fsal) store(tile.k + i, choose<R>(accepted, load(last + i), load(tile.k + i)));
+            }
         }
     }
 
     int end_row(int l, int64_t status) {
         Lane& lane = lanes[l];
-        s.t_end[lane.row] = lane.pace.t;
-        if (status == ND_SUCCESS) tile.get(tile.y, l, batch.y1(lane.row), D), s.status[lane.row] = status;
-        else batch.fail(lane.row, status, lane.output);
-        lane.row = -1;
+        Group& g = groups_[l / PER_GROUP];
+        int64_t row = lane.row, attempts = g.attempts[l % PER_GROUP], accepted = g.accepted[l % PER_GROUP];
+        s.t_end[row] = time(l);
+        s.evaluations[row] += attempts * method.num_before_end(); // the first stage of an FSAL method is the step before's last
+        s.accepted[row] = accepted, s.rejected[row] = attempts - accepted;
+        if (status == ND_SUCCESS) tile.get(tile.y, l, batch.y1(row), D), s.status[row] = status;
+        else batch.fail(row, status, lane.output);
+        lane.row = -1, g.live[l % PER_GROUP] = 0;
         return 1;
     }
 
@@ -234,13 +267,13 @@ template <class R> class Forward {
     bool inside(int l) const { // whether an output lies inside the lane's step, so that the dense output is needed
         const Lane& lane = lanes[l];
         if (lane.row < 0 || lane.output >= s.num_eval) return false;
-        return (batch.t_eval(lane.output, lane.row) - tile.t1[l]) * lane.pace.sign < 0;
+        return (batch.t_eval(lane.output, lane.row) - tile.t1[l]) * sign(l) < 0;
     }
     void evaluate_extra() {
         if (!method.extra || !s.num_eval) return;
         bool wanted = false;
         for (int l = 0; l < T; l++)
-            if (inside(l) && lanes[l].pace.accepts(s, ratio[l])) wanted = true, s.evaluations[lanes[l].row] += method.extra;
+            if (flags_[l] != 0 && inside(l)) wanted = true, s.evaluations[lanes[l].row] += method.extra;
         if (!wanted) return;
         for (int i = method.stages; i < method.all; i++) tile.evaluate(i, saved, bases);
     }
@@ -249,8 +282,8 @@ template <class R> class Forward {
         Lane& lane = lanes[l];
         bool formed = false;
         for (; lane.output < s.num_eval; lane.output++) {
-            double t = batch.t_eval(lane.output, lane.row), beyond = (t - tile.t1[l]) * lane.pace.sign;
-            if (beyond > 0) return;
+            double t = batch.t_eval(lane.output, lane.row), beyond = (t - tile.t1[l]) * sign(l);
+            if (beyond > 0) break;
             R* to = batch.ys(lane.output, lane.row);
             if (beyond == 0) {
                 tile.get(tile.y1, l, to, D);
@@ -259,13 +292,20 @@ template <class R> class Forward {
             if (!formed) tile.begin_dense(l), formed = true;
             tile.dense((t - tile.t0[l]) / (tile.t1[l] - tile.t0[l]), l, to);
         }
+        await_output(l);
     }
     void outputs_at_start(int l) {
         Lane& lane = lanes[l];
         for (; lane.output < s.num_eval; lane.output++) {
-            if ((batch.t_eval(lane.output, lane.row) - lane.pace.t) * lane.pace.sign > 0) return;
+            if ((batch.t_eval(lane.output, lane.row) - time(l)) * sign(l) > 0) break;
             tile.get(tile.y, l, batch.ys(lane.output, lane.row), D);
         }
+        await_output(l);
+    }
+    void await_output(int l) {
+        const Lane& lane = lanes[l];
+        double t = lane.output < s.num_eval ? batch.t_eval(lane.output, lane.row) : sign(l) * INF;
+        groups_[l / PER_GROUP].next_output[l % PER_GROUP] = t;
     }
 
     // ---- beginnings
@@ -274,10 +314,19 @@ template <class R> class Forward {
         Lane& lane = lanes[l];
         lane = Lane();
         lane.row = live ? row : -1;
-        lane.pace.start(s.grid ? batch.grid(0, row) : batch.t0(row), s.grid ? batch.grid(s.points - 1, row) : batch.t1(row));
+        start(l, s.grid ? batch.grid(0, row) : batch.t0(row), s.grid ? batch.grid(s.points - 1, row) : batch.t1(row));
         tile.put(tile.y, l, batch.y0(row), D);
         if (batch.A) tile.put(tile.rowdata, l, batch.rowdata(row), batch.A);
         if (live && batch.wide_tolerances()) load_tolerances(l, row);
+    }
+    void start(int l, double t0, double t1) {
+        Group& g = groups_[l / PER_GROUP];
+        int i = l % PER_GROUP;
+        double t, goal, sign, tiny;
+        start_pace(t0, t1, t, goal, sign, tiny);
+        g.pace.t[i] = t, g.pace.goal[i] = goal, g.pace.sign[i] = sign, g.pace.tiny[i] = tiny;
+        g.pace.h[i] = g.pace.end[i] = g.pace.held[i] = g.pace.history[0][i] = g.pace.history[1][i] = 0;
+        g.live[i] = g.attempts[i] = g.accepted[i] = 0;
     }
     void load_tolerances(int l, int64_t row) {
         for (int f = 0; f < D; f++) {
@@ -289,11 +338,11 @@ template <class R> class Forward {
     // Puts a row into an idle lane; false where it ends before it begins.
     bool take_row(int l, int64_t row, const R* f0, const double* lengths) {
         load_lane(l, row, true);
-        Lane& lane = lanes[l];
         outputs_at_start(l);
-        if (lane.pace.t == lane.pace.goal) return end_row(l, ND_SUCCESS), false;
+        if (time(l) == pace(l).goal[l % PER_GROUP]) return end_row(l, ND_SUCCESS), false;
         if (lengths[row] != lengths[row]) return end_row(l, ND_NON_FINITE), false;
-        lane.pace.h = lengths[row];
+        pace(l).h[l % PER_GROUP] = lengths[row];
+        groups_[l / PER_GROUP].live[l % PER_GROUP] = -1;
         if (f0) tile.put(tile.k, l, f0 + row * D, D);
         return true;
     }
@@ -302,7 +351,7 @@ template <class R> class Forward {
     void first_steps_of(int64_t first, R* f0, double* lengths) {
         int live = int(s.rows - first < T ? s.rows - first : T);
         for (int l = 0; l < T; l++) load_lane(l, first + (l < live ? l : 0), true);
-        for (int l = 0; l < T; l++) tile.t0[l] = tile.t1[l] = lanes[l].pace.t;
+        for (int l = 0; l < T; l++) tile.t0[l] = tile.t1[l] = time(l);
         tile.set_lengths();
         tile.evaluate(0, saved, bases);
         if (s.first_step > 0) {
@@ -315,19 +364,19 @@ template <class R> class Forward {
             int64_t row = first + l;
             tile.get(tile.k, l, scratch, D);
             if (f0) std::memcpy(f0 + row * D, scratch, D * sizeof(R));
-            double longest = std::fabs(lanes[l].pace.goal - lanes[l].pace.t);
+            double longest = std::fabs(pace(l).goal[l % PER_GROUP] - time(l));
             lengths[row] = !finite(scratch, D) ? NAN : std::fmin(ratio[l], longest);
             if (longest > 0) s.evaluations[row] = s.first_step > 0 ? 1 : 2;
         }
         for (int l = 0; l < T; l++) lanes[l].row = -1;
     }
     void automatic_first_steps(double* to) {
-        double *d0 = grow, *d1 = shrink, *d2 = logs;
+        double *d0 = size0_, *d1 = size1_, *d2 = size2_;
         norms(tile.y, nullptr, d0);
         norms(tile.k, nullptr, d1);
         for (int l = 0; l < T; l++) {
             to[l] = trial_step(d0[l], d1[l]);
-            tile.t1[l] = tile.t0[l] + lanes[l].pace.sign * to[l];
+            tile.t1[l] = tile.t0[l] + sign(l) * to[l];
         }
         tile.set_lengths();
         tile.trial(saved, bases);
@@ -336,7 +385,7 @@ template <class R> class Forward {
     }
     void norms(const R* x, const R* minus, double* to) { // root mean squares
         square_sums(x, minus, to);
-        for (int l = 0; l < T; l++) to[l] = std::sqrt(to[l] / D);
+        roots(to);
     }
     // Sums over features of ((x - minus) / (atol + rtol |y|))^2, by lane.
     void square_sums(const R* x, const R* minus, double* to) {
@@ -350,23 +399,25 @@ template <class R> class Forward {
                 Vec<R> part = (minus ? load(x + i) - load(minus + i) : load(x + i)) / scale;
                 total += part * part;
             }
-            for (int l = 0; l < LANES<R>; l++) to[v + l] = total[l];
+            store_doubles<R>(to + v, total);
         }
     }
 
     // ---- one step of a fixed grid
 
-    void fixed_step(int64_t first, int live, int64_t point) {
-        for (int l = 0; l < T; l++) {
-            int64_t row = first + (l < live ? l : 0);
-            tile.t0[l] = batch.grid(point, row), tile.t1[l] = batch.grid(point + 1, row);
-            lanes[l].pace.t = tile.t1[l];
+    void fixed_step(int64_t first, int live, int64_t point, bool shared) {
+        if (shared) {
+            tile.set_interval(batch.grid(point, 0), batch.grid(point + 1, 0));
+            if (tile.t0[0] == tile.t1[0]) return;
+        } else {
+            for (int l = 0; l < T; l++) {
+                int64_t row = first + (l < live ? l : 0);
+                tile.t0[l] = batch.grid(point, row), tile.t1[l] = batch.grid(point + 1, row);
+            }
+            tile.set_lengths();
         }
-        tile.set_lengths();
-        if (point == 0)
-            for (int l = 0; l < live; l++) lanes[l].pace.t = tile.t0[l], outputs_at_start(l);
         bool dense = false;
-        for (int l = 0; l < live; l++) dense = dense || inside(l);
+        for (int l = 0; l < live && s.num_eval; l++) dense = dense || inside(l);
         R* at = saved;
         bool keep = trace_ && trace_->kept;
         int before_end = method.num_before_end();
@@ -378,9 +429,9 @@ template <class R> class Forward {
         for (int l = 0; l < live; l++) {
             if (tile.t0[l] == tile.t1[l]) continue; // a row whose own grid has ended
             s.accepted[first + l]++;
-            s.evaluations[first + l] += before_end + (dense ? method.all - before_end : 0);
+            s.evaluations[first + l] += dense ? method.all : before_end;
             record(l);
-            outputs(l);
+            if (s.num_eval) outputs(l);
         }
         std::memcpy(tile.y, tile.y1, tile.N * sizeof(R));
     }
@@ -418,9 +469,13 @@ template <class R> class Forward {
     R* saved;
     Bases<R> bases;
     Lane* lanes;
-    double *ratio, *grow, *shrink, *logs, *before, *earlier, *second;
+    double *ratio, *second; // of the errors to the tolerances, by lane
 
   private:
+    Group* groups_;
+    Controller controller_{s};
+    double *size0_, *size1_, *size2_; // of the first step
+    double* flags_;                   // 1 where a lane's attempt is accepted
     R* scale_; // atol, rtol by feature and lane; scratch
 };
 

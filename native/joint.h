@@ -19,7 +19,7 @@ template <class R> class Joint {
     }
 
     void solve() {
-        pace_.start(f.batch.t0(0), f.batch.t1(0));
+        start_pace(f.batch.t0(0), f.batch.t1(0), pace_.t, pace_.goal, pace_.sign, pace_.tiny);
         span_ = std::fabs(pace_.goal - pace_.t);
         for (int64_t i = 0; i < num_tiles_; i++) load(i);
         outputs_at_start();
@@ -54,8 +54,7 @@ template <class R> class Joint {
         for (int l = 0; l < T; l++) f.load_lane(l, i * T + (l < live(i) ? l : 0), true);
     }
     void set_interval(double t0, double t1) {
-        for (int l = 0; l < T; l++) f.tile.t0[l] = t0, f.tile.t1[l] = t1;
-        f.tile.set_lengths();
+        f.tile.set_interval(t0, t1);
     }
     // Sums of the live lanes of all tiles, as a root mean square over the state's elements.
     template <class Sums> double norm(Sums sums) {
@@ -121,23 +120,14 @@ template <class R> class Joint {
     }
 
     void judge() {
-        alignas(64) double ratio[LANES<double>], grow[LANES<double>], shrink[LANES<double>], logs[LANES<double>],
-            before[LANES<double>], earlier[LANES<double>];
         double r = error_ratio();
         finite_ = std::isfinite(r);
-        for (int l = 0; l < LANES<double>; l++)
-            ratio[l] = finite_ ? r : INF, before[l] = pace_.history[0], earlier[l] = pace_.history[1];
-        Controller(s).factors(LANES<double>, ratio, before, earlier, grow, shrink, logs);
-        if (pace_.accepts(s, r)) {
-            num_accepted_++;
-            leave_step();
-            pace_.accept(s, grow[0], logs[0]);
-            if (pace_.t == pace_.goal) status_ = ND_SUCCESS;
-        } else {
-            num_rejected_++;
-            pace_.reject(finite_ ? shrink[0] : s.min_factor);
-            fresh_ = true; // f at the start is known
-        }
+        auto next = Controller(s).factors(d(finite_ ? r : INF), d(pace_.history[0]), d(pace_.history[1]));
+        bool accepted = pace_.accepts(s, r);
+        if (accepted) num_accepted_++, leave_step();
+        else num_rejected_++, fresh_ = true; // f at the start is known
+        pace_.judge(s, accepted, next.grow[0], finite_ ? next.shrink[0] : s.min_factor, next.logs[0]);
+        if (accepted && pace_.t == pace_.goal) status_ = ND_SUCCESS;
         if (status_ == RUNNING && num_accepted_ + num_rejected_ >= s.max_steps) status_ = ND_MAX_STEPS;
         if (status_ == RUNNING) status_ = propose();
     }
@@ -201,7 +191,7 @@ template <class R> class Joint {
     int64_t num_tiles_;
     Workspace work_;
     Slot* slots_;
-    Pace pace_;
+    Pace<double> pace_;
     double span_ = 0;
     bool finite_ = true;
     bool fresh_ = true; // whether the first stage is known: f at the step's start

@@ -101,6 +101,11 @@ template <class R> INLINE Mask<R> bits(Vec<R> v) { return (Mask<R>)v; }
 template <class R> INLINE Vec<R> from_bits(Mask<R> m) { return (Vec<R>)m; }
 template <class R> INLINE Vec<R> choose(Mask<R> m, Vec<R> yes, Vec<R> no) { return m ? yes : no; }
 template <class R> INLINE bool any(Mask<R> m) {
+#if NEURODE_VECTOR_BYTES == 64
+    return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#elif NEURODE_VECTOR_BYTES == 32
+    return !_mm256_testz_si256((__m256i)m, (__m256i)m);
+#endif
     Int<R> found = 0;
     for (int i = 0; i < LANES<R>; i++) found |= m[i];
     return found != 0;

@@ -98,6 +98,9 @@ template <class R> class Tile {
     void set_lengths() {
         for (int l = 0; l < T; l++) h[l] = R(t1[l] - t0[l]);
     }
+    void set_interval(double from, double to) { // of all lanes
+        for (int l = 0; l < T; l++) t0[l] = from, t1[l] = to, h[l] = R(to - from);
+    }
 
     // ---- one step
 
