@@ -51,6 +51,10 @@ template <class R> INLINE Mask<R> true_lanes(const double* flags) {
 INLINE D all_lanes(double x, D) { return d(x); }
 INLINE double all_lanes(double x, double) { return x; }
 template <class M, class V> INLINE V pick(M m, V yes, V no) { return m ? yes : no; }
+INLINE bool both(bool a, bool b) { return a && b; }
+INLINE Truths both(Truths a, Truths b) { return a & b; }
+INLINE bool either(bool a, bool b) { return a || b; }
+INLINE Truths either(Truths a, Truths b) { return a | b; }
 
 // The way of one system through its span (V a double), or of as many as a vector has lanes.
 template <class V> struct Pace {
@@ -67,17 +71,17 @@ template <class V> struct Pace {
     }
     V length() const { return (end - t) * sign; }
     auto accepts(const nd_solve& s, V ratio) const { // NaN: no
-        auto short_enough = (number(s.min_step) > number(0)) & (ratio < number(INF)) & (length() <= number(s.min_step));
-        return (ratio <= number(1)) | short_enough;
+        auto accepted = ratio <= number(1);
+        return s.min_step > 0 ? either(accepted, both(ratio < number(INF), length() <= number(s.min_step))) : accepted;
     }
     template <class M> void judge(const nd_solve& s, M accepted, V grow, V shrink, V log_ratio) {
-        V one = number(1), most = pick((held != number(0)) & (grow > one), one, grow);
+        V one = number(1), most = pick(both(held != number(0), grow > one), one, grow);
         h = length() * pick(accepted, s.hold ? most : grow, shrink);
         history[1] = pick(accepted, history[0], history[1]), history[0] = pick(accepted, log_ratio, history[0]);
         held = pick(accepted, number(0), one);
         t = pick(accepted, end, t);
     }
-    auto stuck() const { return (held != number(0)) & (h <= tiny); }
+    auto stuck() const { return both(held != number(0), h <= tiny); }
 };
 
 // A span's beginning: sets lane l of a pace, through references to its numbers.
