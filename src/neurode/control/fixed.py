@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -13,20 +14,35 @@ from neurode._state import all_finite, number, unreadable
 from neurode.stepping import Interval, Step, places
 
 
+class FloatGrid(list[float]):
+    """A grid of plain floats, not to be changed: the same one serves all solves on the same span."""
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """The grid in float64."""
+        return torch.tensor(self, dtype=torch.float64)
+
+
 def grid_of_steps(t0: Any, t1: Any, steps: int) -> Any:
     """`t0 + k (t1 - t0) / steps`, both ends exact: a list of floats, or a tensor `(steps + 1, ...)`."""
     if isinstance(t0, Tensor) or isinstance(t1, Tensor):
         inner = [t0 + (k / steps) * (t1 - t0) for k in range(1, steps)]
         return [t0, *inner, t1]
-    return [t0 + (t1 - t0) * k / steps for k in range(steps)] + [t1]
+    return _floats_of_steps(t0, t1, steps)
 
 
-def grid_of_size(t0: float, t1: float, step_size: float) -> list[float]:
+@lru_cache(maxsize=8)
+def _floats_of_steps(t0: float, t1: float, steps: int) -> FloatGrid:
+    return FloatGrid([t0 + (t1 - t0) * k / steps for k in range(steps)] + [t1])
+
+
+@lru_cache(maxsize=8)
+def grid_of_size(t0: float, t1: float, step_size: float) -> FloatGrid:
     """`t0 + k step_size` along the span; the last step is shorter where the size does not divide it."""
     span = abs(t1 - t0)
     steps = max(1, math.ceil(span / step_size * (1 - 1e-12)))  # a step shorter by rounding alone is no step
     h = math.copysign(step_size, t1 - t0)
-    return [t0 + k * h for k in range(steps)] + [t1]
+    return FloatGrid([t0 + k * h for k in range(steps)] + [t1])
 
 
 BLOCK = 64  # steps whose times are made in one operation

@@ -80,9 +80,14 @@ class Before:
         self.order = _order(needed, set(self.literals))
         self.any_gather = any(isinstance(s, tuple) for s in sources)
 
-    @torch.no_grad()
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """The uniform array for the present values of the tensors from outside."""
+        if not self.sources:
+            return self.constants
+        with torch.no_grad():
+            return self._gather(tensors)
+
+    def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         values = _evaluate(self.order, self.module, self.positions, tensors, dict(self.literals))
         parts = []
         for source in self.sources:

@@ -66,13 +66,14 @@ _warned: set[int] = set()
 _lock = threading.RLock()
 
 
-def find(field: Field, y: Tensor, split: bool, wanted: bool, want_t: bool) -> Bound:
+def find(field: Field, y: Tensor, splits: tuple[bool, ...], wanted: bool, want_t: bool) -> Bound:
     """The program for a vector field as it is now.
 
     Args:
         field: on the inner state.
         y: an inner state.
-        split: take dimension 0 of the state for independent rows.
+        splits: whether to take dimension 0 of the state for independent rows; of two answers the second where the first
+            cannot serve.
         wanted: whether an input of the solve requires grad; with one, or with a tensor that f reaches and that does,
             there is a vector-Jacobian product, as long as gradients are on.
         want_t: with the cotangent of t.
@@ -86,12 +87,17 @@ def find(field: Field, y: Tensor, split: bool, wanted: bool, want_t: bool) -> Bo
     with _lock:
         seen, _ = guards.snapshot(field.f, field.all_args)
         gradients = torch.is_grad_enabled() and (wanted or any(x.requires_grad for x in seen.tensors))
-        key = _key(seen, field, y, split, gradients, want_t)
-        entry = _entries.get(key)
-        if entry is None or not _still_baked(entry, seen):
-            seen, entry = _make(field, y, split, gradients, want_t)
-        else:
-            _entries.move_to_end(key)
+        entry = Entry()
+        for split in splits:
+            key = _key(seen, field, y, split, gradients, want_t)
+            known = _entries.get(key)
+            if known is None or not _still_baked(known, seen):
+                seen, entry = _make(field, y, split, gradients, want_t)
+            else:
+                entry = known
+                _entries.move_to_end(key)
+            if entry.made is not None:
+                break
     if entry.made is None:
         raise CannotLower(entry.refusal)
     return Bound(entry, tuple(seen.tensors[i] for i in entry.places), tuple(seen.counters))
@@ -105,7 +111,7 @@ def _key(seen: guards.Snapshot, field: Field, y: Tensor, split: bool, gradients:
         shape,
         layout.batched,
         y.dtype,
-        str(y.device),
+        y.device,
         field.has_aux,
         split,
         gradients,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ctypes import addressof, c_double
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from neurode._options import rms, row_rms
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import Layout, number
+from neurode.control.fixed import FloatGrid
 from neurode.fused import cost, programs
 from neurode.fused.capture import row_layout
 from neurode.fused.native import Solve, Trace, pointer
@@ -23,6 +26,7 @@ from neurode.fused.programs import Bound
 from neurode.fused.refusal import CannotLower
 from neurode.fused.tableau import native_tableau
 
+STATUSES = tuple(Status)  # by code
 MEMORY = 256 << 20  # bytes that kept stages may take where the user did not say
 
 
@@ -100,20 +104,18 @@ def prepare(problem: Problem) -> tuple[Bound, LaneForm]:
     field, y0 = problem.field, problem.y0
     want_t = any(isinstance(t, Tensor) and t.requires_grad for t in _times(problem))
     wanted = want_t or y0.requires_grad or any(x.requires_grad for x in row_leaves(field.all_args))
-    find = lambda split: programs.find(field, y0, split, wanted, want_t)
     if field.layout.batched:
-        return find(True), LaneForm(field.layout, None, True)
+        return programs.find(field, y0, (True,), wanted, want_t), LaneForm(field.layout, None, True)
     rows = row_layout(field.layout)
-    if rows is not None:
-        try:
-            return find(True), LaneForm(field.layout, rows, True)
-        except CannotLower:
-            pass  # coupled: all its elements are the features of one lane
-    return find(False), LaneForm(field.layout, None, False)
+    # Where rows are coupled all elements are the features of one lane.
+    bound = programs.find(field, y0, (False,) if rows is None else (True, False), wanted, want_t)
+    split = bound.entry.made is not None and bound.entry.made.split
+    return bound, LaneForm(field.layout, rows if split else None, split)
 
 
 def _times(problem: Problem) -> list[Any]:
     grid = problem.grid if isinstance(problem.grid, list) else [problem.grid]
+    grid = [] if isinstance(grid, FloatGrid) else grid
     return [problem.t0, problem.t1, problem.t_eval, *grid]
 
 
@@ -140,8 +142,12 @@ def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = Fal
     if reason:
         raise CannotLower(reason)
     work = Work(problem, stats, bound, form, recording, tape)
-    wanted = [bound.tensors[i] for i in made.wanted]
-    y1, ys = NativeSolve.apply(work, form.pack(problem.y0), rowdata(problem), *work.times(), *wanted)
+    inputs = form.pack(problem.y0), rowdata(problem), *work.times()
+    if recording:
+        y1, ys = NativeSolve.apply(work, *inputs, *[bound.tensors[i] for i in made.wanted])
+    else:
+        with torch.no_grad():
+            y1, ys = work.forward(*inputs)
     stats.engine = f"fused ({len(made.program.forward)} instructions, {form_name(form, problem)})"
     return work.outcome(form.unpack(y1, problem.y0), None if ys is None else form.unpack(ys, problem.y0))
 
@@ -185,6 +191,20 @@ def _with_rowdata(field: Any, data: Tensor) -> Any:
     return Field(field.f, field.layout, args, field.has_aux)
 
 
+@lru_cache(maxsize=64)
+def _template(method: Any, pid: Any) -> tuple[Solve, Any]:
+    """The C structure with a method's numbers and a controller's, and the tensors that it points into."""
+    numbers, s = native_tableau(method), Solve()
+    s.stages, s.extra, s.degree, s.fsal = numbers.stages, numbers.extra, numbers.p.shape[1], int(numbers.fsal)
+    s.a, s.b, s.c, s.p = map(pointer, (numbers.a, numbers.b, numbers.c, numbers.p))
+    s.e, s.e2 = pointer(numbers.e), pointer(numbers.e2)
+    s.order = float((method.order_error or 0) + 1)
+    s.proportional, s.integral, s.derivative = pid.proportional, pid.integral, pid.derivative
+    s.safety, s.min_factor, s.max_factor = pid.safety, pid.min_factor, pid.max_factor
+    s.hold, s.shrink_accepted = int(pid.hold), int(pid.shrink_accepted)
+    return s, numbers
+
+
 class Work:
     """What the forward and the backward pass of one solve share."""
 
@@ -201,32 +221,46 @@ class Work:
         self.trace: Trace | None = None
 
     def times(self) -> tuple[Any, Any, Any, Any]:
-        """t0, t1, the grid and t_eval as float64 tensors or None."""
+        """t0, t1, the grid and t_eval as float64 tensors or None; t0 and t1 may stay numbers."""
         problem = self.problem
         grid = problem.grid
-        if isinstance(grid, list):
+        if isinstance(grid, FloatGrid):
+            grid = grid.tensor
+        elif isinstance(grid, list):
             if any(isinstance(t, Tensor) for t in grid):
                 grid = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in grid])
             else:
                 grid = torch.tensor(grid, dtype=torch.float64)
-        as_time = lambda t: torch.as_tensor(t, dtype=torch.float64)
+        as_time = lambda t: t.double() if isinstance(t, Tensor) else t
         t_eval = None if problem.t_eval is None else problem.t_eval.double()
         return as_time(problem.t0), as_time(problem.t1), grid, t_eval
 
     def _give(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        tensor = tensor.detach().contiguous()
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
         self.alive.append(tensor)
-        return pointer(tensor)
+        return tensor.data_ptr()
 
-    def describe(self, y0: Tensor, data: Tensor | None, t0: Tensor, t1: Tensor, grid: Any, t_eval: Any) -> Solve:
+    def _give_end(self, t: Any) -> tuple[int | None, int]:
+        """The address of the times of an end, and the step from row to row."""
+        if isinstance(t, Tensor):
+            return self._give(t), int(t.ndim > 0)
+        box = c_double(t)
+        self.alive.append(box)
+        return addressof(box), 0
+
+    def describe(self, y0: Tensor, data: Tensor | None, t0: Any, t1: Any, grid: Any, t_eval: Any) -> Solve:
         """Fill the problem's part of the C structure."""
-        s, give = Solve(), self._give
+        problem, give = self.problem, self._give
+        template, numbers = _template(problem.method, problem.controller)
+        s = Solve.from_buffer_copy(template)
+        self.alive.append(numbers)
         self.rows, self.size = y0.shape
         s.rows, s.uniforms, s.y0, s.rowdata = self.rows, give(self.uniforms), give(y0), give(data)
-        s.t0, s.t1, s.t0_step, s.t1_step = give(t0), give(t1), int(t0.ndim > 0), int(t1.ndim > 0)
-        self._method(s)
+        s.t0, s.t0_step = self._give_end(t0)
+        s.t1, s.t1_step = self._give_end(t1)
         self._control(s)
         if grid is not None:
             s.grid, s.points = give(grid), len(grid)
@@ -245,17 +279,9 @@ class Work:
             return MEMORY
         return max(0, given - state_bytes(self.problem)) if grid is not None else 0
 
-    def _method(self, s: Solve) -> None:
-        numbers = native_tableau(self.problem.method)  # kept by the cache as long as the method lives
-        self.alive.append(numbers)
-        s.stages, s.extra, s.degree, s.fsal = numbers.stages, numbers.extra, numbers.p.shape[1], int(numbers.fsal)
-        s.a, s.b, s.c, s.p = map(pointer, (numbers.a, numbers.b, numbers.c, numbers.p))
-        s.e, s.e2 = pointer(numbers.e), pointer(numbers.e2)
-
     def _control(self, s: Solve) -> None:
-        problem, pid = self.problem, self.problem.controller
+        problem = self.problem
         s.joint = int(not problem.layout.batched)
-        s.order = float((problem.method.order_error or 0) + 1)
         for name in ("rtol", "atol"):
             value = getattr(problem, name)
             if isinstance(value, Tensor):
@@ -265,26 +291,25 @@ class Work:
                 setattr(s, f"{name}s_step", 1)
             else:
                 setattr(s, name, float(value))
-        s.proportional, s.integral, s.derivative = pid.proportional, pid.integral, pid.derivative
-        s.safety, s.min_factor, s.max_factor = pid.safety, pid.min_factor, pid.max_factor
-        s.hold, s.shrink_accepted = int(pid.hold), int(pid.shrink_accepted)
         s.first_step = -1.0 if problem.first_step is None else float(problem.first_step)
         s.min_step, s.max_step, s.max_steps = problem.min_step, problem.max_step, problem.max_steps
 
     def forward(self, y0: Tensor, data: Tensor | None, t0: Tensor, t1: Tensor, grid: Any, t_eval: Any) -> Any:
         """The native forward solve."""
         s = self.solve = self.describe(y0, data, t0, t1, grid, t_eval)
-        y1 = torch.empty_like(y0.detach(), memory_format=torch.contiguous_format)
+        y1 = torch.empty(y0.shape, dtype=y0.dtype)
         ys = None if t_eval is None else y0.new_empty(len(t_eval), *y0.shape)
         self.t_end = torch.zeros(self.rows, dtype=torch.float64)
         self.counts = torch.zeros(4, self.rows, dtype=torch.int64)
-        s.y1, s.ys, s.t_end = pointer(y1), pointer(ys), pointer(self.t_end)
-        s.status, s.evaluations, s.accepted, s.rejected = (pointer(row) for row in self.counts)
+        s.y1, s.ys, s.t_end = y1.data_ptr(), pointer(ys), self.t_end.data_ptr()
+        first, row = self.counts.data_ptr(), 8 * self.rows
+        s.status, s.evaluations, s.accepted, s.rejected = first, first + row, first + 2 * row, first + 3 * row
         self.machine.forward(s)
         if self.recording:
             self.trace = Trace(self.machine, s.trace)
         self.times_given = (t0, t1, grid, t_eval)
-        calls = int(self.counts[1].max())
+        self.most = self.counts.view(4).tolist() if self.rows == 1 else self.counts.amax(1).tolist()
+        calls = self.most[1]
         self.problem.field.num_calls += calls
         self.bound.count(calls)
         return y1, ys
@@ -358,15 +383,13 @@ class Work:
     def outcome(self, y1: Tensor, ys: Tensor | None) -> Outcome:
         """The record that every engine returns."""
         problem = self.problem
-        status, evaluations, accepted, rejected = self.counts
         end = torch.as_tensor(problem.t1, dtype=time_dtype(y1.device))
         ts = end.unsqueeze(0) if ys is None else problem.t_eval
         ys = y1.unsqueeze(0) if ys is None else ys
         if problem.layout.batched:
-            return Outcome(y1, ts, ys, self.t_end, status, evaluations, accepted, rejected)
-        code = int(status.max())
-        counts = (int(evaluations.max()), int(accepted.max()), int(rejected.max()))
-        return Outcome(y1, ts, ys, float(self.t_end[0]), list(Status)[code], *counts)
+            return Outcome(y1, ts, ys, self.t_end, *self.counts.unbind())
+        code, *counts = self.most
+        return Outcome(y1, ts, ys, float(self.t_end[0]), STATUSES[code], *counts)
 
 
 class NativeSolve(torch.autograd.Function):
@@ -378,7 +401,8 @@ class NativeSolve(torch.autograd.Function):
     ) -> Any:
         ctx.work = work
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y0, data, t0, t1, grid, t_eval, *outer)
+        t0_given, t1_given = (t if isinstance(t, Tensor) else None for t in (t0, t1))
+        ctx.save_for_backward(y0, data, t0_given, t1_given, grid, t_eval, *outer)
         return work.forward(y0, data, t0, t1, grid, t_eval)
 
     @staticmethod
