@@ -69,14 +69,14 @@ def test_memory_does_not_grow_with_the_steps():
 @pytest.mark.parametrize("batch_dim", [None, 0])
 def test_what_an_adaptive_solve_keeps_are_eight_bytes_a_step_and_row(batch_dim, monkeypatch):
     tracks = []
-    kept = neurode.gradients.reversible._Work.forward
+    kept = neurode.gradients.reversible._Trace.forward
 
     def forward(work, y0):
         out = kept(work, y0)
-        tracks.append(work.track)
+        tracks.append(work.record)
         return out
 
-    monkeypatch.setattr("neurode.gradients.reversible._Work.forward", forward)
+    monkeypatch.setattr("neurode.gradients.reversible._Trace.forward", forward)
     model, y0, args = problem()
     sol = neurode.solve(
         model,

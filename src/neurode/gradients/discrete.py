@@ -88,7 +88,7 @@ class _Work:
         gone: `(rows,)`, True for rows that became NaN; or None.
     """
 
-    def __init__(self, settings: Discrete, problem: Problem, stats: Stats, inputs: Inputs) -> None:
+    def __init__(self, settings: Any, problem: Problem, stats: Stats, inputs: Inputs) -> None:
         self.settings, self.problem, self.stats, self.inputs = settings, problem, stats, inputs
         self.autocast = autocast_state(problem.y0)
         self.moving = moving_times(problem)
@@ -101,7 +101,7 @@ class _Work:
     def forward(self, y0: Tensor) -> tuple[Tensor, ...]:
         """Solve without a tape; returns the values that autograd is given."""
         problem = self.problem
-        self.record = Recorder(y0, self.settings.checkpoints, stepper(problem.method).remembers, problem.dense)
+        self.record = self._recorder(y0)
         plain = replace(
             problem, y0=y0, t0=still(problem.t0), t1=still(problem.t1), grid=still(problem.grid),
             t_eval=still(problem.t_eval), recorder=self.record,
@@ -118,6 +118,11 @@ class _Work:
         self.outcome = replace(outcome, y1=nothing, ys=nothing)
         return tuple(values.values())
 
+    def _recorder(self, y0: Tensor) -> Any:
+        """What notes the steps."""
+        problem = self.problem
+        return Recorder(y0, self.settings.checkpoints, stepper(problem.method).remembers, problem.dense)
+
     def attach(self, values: dict[Any, Tensor]) -> Outcome:
         """The outcome of the forward pass with the values that autograd knows."""
         replay = self._replay(None, Times(self.moving, values.get("catches"), time_dtype(self.problem.y0.device)))
@@ -128,7 +133,7 @@ class _Work:
 
     def sweep(self, y0: Tensor, inputs: list[Tensor], grads: list[Tensor | None]) -> Sweep:
         """Make the backward pass ready."""
-        gone = None if self.gone is None or bool(self.gone.all()) else self.gone
+        gone = None if self.lost else self.gone
         named = dict(zip(self.names, grads, strict=True))
         catches = None
         if self.record.catches:
@@ -137,7 +142,16 @@ class _Work:
         times = Times([t if t is None else t.detach() for t in self.moving], catches, time_dtype(y0.device))
         replayed = Replayed(self.problem.field, self.inputs, inputs, gone)
         replay = self._replay(replayed, times, gone)
-        return Sweep(replay, self.record.states, y0, named, self._failed, self.settings.alive == "stage")
+        return self._sweep(replay, y0, named)
+
+    def _sweep(self, replay: Any, y0: Tensor, grads: dict[Any, Any]) -> Sweep:
+        """The way back over the steps."""
+        return Sweep(replay, self.record.states, y0, grads, self._failed, self.settings.alive == "stage")
+
+    @property
+    def lost(self) -> bool:
+        """Whether every row became NaN, so that nothing is left to differentiate."""
+        return self.gone is not None and bool(self.gone.all())
 
     def _replay(self, inputs: Any, times: Times, gone: Tensor | None = None) -> Any:
         kind = RowReplay if self.problem.per_row else JointReplay
@@ -172,7 +186,7 @@ class _Work:
 
     def report(self, sweep: Sweep) -> None:
         """Leave the counts of the backward pass with the solution."""
-        stats = Stats(method=self.stats.method, gradient="discrete", engine="eager")
+        stats = Stats(method=self.stats.method, gradient=self.settings.name, engine="eager")
         stats.num_calls = stats.num_evaluations = sweep.inputs.field.num_calls
         stats.num_accepted = sweep.steps
         self.stats.backward = stats

@@ -15,7 +15,7 @@ from neurode.gradients.outputs import JointOutputs, RowOutputs
 from neurode.gradients.record import Recorder, RowStride, State, put
 from neurode.gradients.totals import Times
 from neurode.output.events import Events
-from neurode.stepping import Interval, Step, stepper
+from neurode.stepping import COUPLED, Interval, Step, stepper
 from neurode.stepping.adams import History
 
 
@@ -61,6 +61,7 @@ class Replay:
         self.problem, self.inputs, self.strides = problem, inputs, record.strides
         self.times, self.gone, self.parts = times, gone, parts
         self.stepper = stepper(problem.method)
+        self.coupled = problem.method.kind in COUPLED
         self.saves = isinstance(problem.t_eval, str)
         self.outputs: Any = None
         self.events: Events | None = None
@@ -100,6 +101,10 @@ class Replay:
         """The states before and after the events that changed the course in step n, whose times are noted."""
         raise NotImplementedError
 
+    def _second_after(self, catch: Any, step: Step) -> Tensor:
+        """The second state of a coupling behind the events of a step: it starts anew where they changed the first."""
+        raise NotImplementedError
+
     def _put_mark(self, mark: Any, t: Tensor, y: Tensor, taken: Taken) -> None:
         """Note time and state of an event."""
         raise NotImplementedError
@@ -119,7 +124,8 @@ class Replay:
             field: the field to call.
         """
         taken = Taken(state.y, state.past)
-        step = self._step(n, state, self._ends(n, taken), self._past_times(n, len(state.past), taken), field)
+        known = len(state.past) if self.stepper.remembers else 0
+        step = self._step(n, state, self._ends(n, taken), self._past_times(n, known, taken), field)
         piece = cache(lambda: self.stepper.piece(field, step)[0])
         end = taken.after = step.y1
         catch = self._find_events(n, piece, taken)
@@ -127,15 +133,29 @@ class Replay:
             end, taken.after = self._cut(n, catch, step, taken)
         if self.stepper.remembers:
             taken.carry = step.carry.ks
+        if self.coupled:
+            taken.carry = (step.carry if catch is None else self._second_after(catch, step),)
         for part, name in self.parts.get(n, ()):
             taken.put(piece().ks[part] if isinstance(part, int) else {"y0": state.y, "y1": end}[part], name)
+        self.put_outputs(n, step, end, piece, taken)
+        return taken
+
+    def put_outputs(self, n: int, step: Step, end: Tensor, piece: Any, taken: Taken) -> None:
+        """Note the outputs in a step.
+
+        Args:
+            n: which step.
+            step: the step on the tape.
+            end: the state that it ended in.
+            piece: a function that returns its interpolant.
+            taken: where to note them.
+        """
         if self.saves:
             self._put_saved(n, end, taken)
         if self.outputs is not None:
             found, leaves = self.outputs.take(n, self.strides[n], step, end, piece, self.times)
             taken.outputs += [(value, "ys", place) for value, place in found]
             taken.times += leaves
-        return taken
 
     def at_start(self, grad_ys: Tensor) -> Any:
         """The gradient of the outputs that are the initial state itself."""
@@ -154,6 +174,8 @@ class Replay:
 
     def _step(self, n: int, state: State, ends: list[Any], times: Any, field: Any) -> Step:
         interval = Interval(ends[0], ends[1], field.time_dtype, *self.strides[n].jumps)
+        if self.coupled:
+            return self.stepper.step(field, interval, state.y, *state.past)
         return self.stepper.step(field, interval, state.y, History(state.past, times) if state.past else None)
 
     def _past_times(self, n: int, count: int, taken: Taken) -> tuple[Any, ...]:
@@ -243,6 +265,9 @@ class JointReplay(Replay):
     def _cut(self, n: int, catch: Any, step: Step, taken: Taken) -> tuple[Tensor, Tensor]:
         taken.put(catch.t[0], "catches", self.strides[n].caught)
         return catch.before, catch.after
+
+    def _second_after(self, catch: Any, step: Step) -> Tensor:
+        return catch.after
 
     def _put_mark(self, mark: Any, t: Tensor, y: Tensor, taken: Taken) -> None:
         taken.put(t, ("event t", mark.event), mark.kept)
@@ -340,6 +365,9 @@ class RowReplay(Replay):
         stride, wide = self.strides[n], catch.lanes.unsqueeze(1)
         taken.put(catch.t[catch.lanes], "catches", (stride.caught, stride.rows[catch.lanes]))
         return torch.where(wide, catch.before, step.y1), torch.where(wide, catch.after, step.y1)
+
+    def _second_after(self, catch: Any, step: Step) -> Tensor:
+        return torch.where(catch.lanes.unsqueeze(1), catch.after, step.carry)
 
     def _put_mark(self, mark: Any, t: Tensor, y: Tensor, taken: Taken) -> None:
         taken.put(t[mark.lanes], ("event t", mark.event), (mark.kept, mark.rows))

@@ -29,6 +29,8 @@ class ReversibleStepper:
 
     method: Reversible
 
+    remembers = False  # what it carries is a second state, not a history
+
     @property
     def dense_costs(self) -> bool:
         """Whether an interpolant needs evaluations of `f` beyond the step's own."""
