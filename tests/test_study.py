@@ -267,7 +267,18 @@ def test_methods_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "dopri5" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"seeds": ()},
+        {"seeds": (1, 1)},
+        {"learning_rate": 0.0},
+        {"num_test": 1},
+        {"max_memory_steps": 4},
+        {"engine": "warp"},
+    ],
+)
 def test_settings_refuse_nonsense(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings(**wrong)

@@ -52,9 +52,13 @@ class Settings:
     """Longest solve in the section on memory (5, 10, 20, ... up to this)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "num_points", "num_test", "steps", "hidden", "threads", "toy_updates"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
+        least = dict.fromkeys(("epochs", "batch_size", "steps", "hidden", "threads", "toy_updates"), 1)
+        least |= {"num_points": 2, "num_test": 2, "max_memory_steps": 5}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name}={getattr(self, name)}; it must be at least {bound}.")
+        if self.engine not in ("auto", "eager", "fused"):
+            raise InputError(f"engine={self.engine!r}; it must be 'auto', 'eager' or 'fused'.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds={self.seeds}; give one or more different numbers.")
         if not self.learning_rate > 0:
