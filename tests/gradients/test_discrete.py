@@ -136,31 +136,6 @@ def test_single_precision() -> None:
     agree(exact, grads, 1e-5)
 
 
-@pytest.mark.parametrize("checkpoints", [1, 2, 3, 7, 16])
-def test_checkpoints_bound_what_is_kept_and_come_back_in_order(checkpoints: int) -> None:
-    from neurode.gradients.checkpoints import Checkpoints
-
-    for steps in (1, 2, 5, 16, 17, 100):
-        states, alive, most, seen = Checkpoints(checkpoints), 0, 0, []
-        for n in range(steps):
-            if states.wants(n):
-                states.keep(n, n)
-            alive = len(states.kept)
-            assert alive <= checkpoints
-
-        def advance(n: int, state: int) -> int:
-            assert n == state
-            return state + 1
-
-        def back(n: int, state: int, seen: list[int] = seen) -> None:
-            assert n == state
-            seen.append(n)
-
-        states.reverse(steps, advance, back)
-        assert seen == list(reversed(range(steps)))
-        del most
-
-
 def test_backward_twice_over_one_graph_and_counts() -> None:
     w = torch.tensor(0.5, requires_grad=True)
     for kind in KINDS.values():

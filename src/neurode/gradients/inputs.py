@@ -23,6 +23,9 @@ from neurode.output.events import values_at
 # The node that FSDP2's `fully_shard` puts into the graph of every module that it gathers and frees on its own.
 SHARDED = "RegisterPostBackwardFunctionBackward"
 
+# The type of the node that stands for a leaf in a graph.
+LEAF: Any = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # pyrefly: ignore[missing-attribute]
+
 
 def tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
     """The tensors in `args` that require grad."""
@@ -174,7 +177,7 @@ def walk(values: Sequence[Tensor], stop: set[Any], marker: int) -> tuple[list[Te
     Raises:
         GradientError: the graph holds a module that `fully_shard` gathers inside of `f`.
     """
-    found: dict[int, Tensor] = {}
+    found = {id(x): x for x in values if x.grad_fn is None and x.requires_grad}  # `f` may return a leaf as it is
     stack, seen = [value.grad_fn for value in values], set()
     while stack:
         node = stack.pop()
@@ -202,7 +205,19 @@ def refuse_unlisted(values: Tensor | Sequence[Tensor], known: set[int]) -> None:
     Raises:
         GradientError: `f` used a tensor at this time that it did not use at the start.
     """
-    leaves, _ = walk([values] if isinstance(values, Tensor) else values, set(), -1)
+    values = [values] if isinstance(values, Tensor) else values
+    stack = [x.grad_fn for x in values if x.grad_fn is not None]
+    leaves = [x for x in values if x.grad_fn is None and x.requires_grad]
+    seen = set(stack)
+    while stack:  # `walk` without what only the probe needs: this one runs at every step
+        for node, _ in stack.pop().next_functions:
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if type(node) is LEAF:
+                leaves.append(node.variable)
+            else:
+                stack.append(node)
     for leaf in leaves:
         if id(leaf) not in known:
             raise GradientError(

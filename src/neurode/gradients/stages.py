@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurode.gradients.inputs import Replayed, refuse_unlisted
+
+
+def add(totals: list[Tensor], grads: Sequence[Tensor | None]) -> None:
+    """Add gradients to their sums, in place; None is a zero."""
+    pairs = [(total, grad) for total, grad in zip(totals, grads, strict=True) if grad is not None]
+    if pairs:
+        torch._foreach_add_([total for total, _ in pairs], [grad for _, grad in pairs])
 
 
 class StageField:
@@ -26,6 +34,30 @@ class StageField:
         """Evaluate the field; see `Field`."""
         return _Stage.apply(self, t, y)
 
+    def vjp(self, t: Tensor, y: Tensor, grad: Tensor, time: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """The transposed Jacobian of `f` times `grad`; what belongs to the inputs is added to the totals.
+
+        Args:
+            t, y: where.
+            grad: like `f(t, y)`.
+            time: whether the gradient of t is wanted.
+
+        Returns:
+            The gradients of t (None where not wanted) and of y; None for a zero.
+        """
+        inputs = self.inputs
+        moving = [y.detach().requires_grad_(), *((t.detach().requires_grad_(),) if time else ())]
+        with torch.enable_grad(), inputs.outer():
+            if inputs.args:
+                inputs.take(inputs.rows)
+            dy = inputs.field(moving[1] if time else t, moving[0])
+        if not dy.requires_grad:
+            return None, None
+        refuse_unlisted(dy, inputs.listed.union(map(id, moving)))
+        found = torch.autograd.grad(dy, [*moving, *inputs.wanted], grad, allow_unused=True)
+        add(self.totals, found[len(moving) :])
+        return found[1] if time else None, found[0]
+
 
 class _Stage(torch.autograd.Function):
     @staticmethod
@@ -36,20 +68,7 @@ class _Stage(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        inputs: Replayed = ctx.stages.inputs
-        t, y = (x.detach() for x in ctx.saved_tensors)
-        moving = [x.requires_grad_() for x, need in zip((t, y), ctx.needs_input_grad[1:], strict=True) if need]
-        with torch.enable_grad(), inputs.outer():
-            if inputs.args:
-                inputs.take(ctx.rows)
-            dy = inputs.field(t, y)
-        if not dy.requires_grad:
-            return None, None, None
-        wanted = [*moving, *inputs.wanted]
-        refuse_unlisted(dy, inputs.listed.union(map(id, moving)))
-        found = torch.autograd.grad(dy, wanted, grads[0], allow_unused=True)
-        for total, grad in zip(ctx.stages.totals, found[len(moving) :], strict=True):
-            if grad is not None:
-                total.add_(grad)
-        back = iter(found)
-        return None, *[next(back) if need else None for need in ctx.needs_input_grad[1:]]
+        stages: StageField = ctx.stages
+        t, y = ctx.saved_tensors
+        stages.inputs.rows = ctx.rows
+        return None, *stages.vjp(t, y, grads[0], ctx.needs_input_grad[1])

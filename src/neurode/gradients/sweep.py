@@ -11,7 +11,7 @@ from neurode.gradients.checkpoints import Checkpoints
 from neurode.gradients.inputs import Replayed, refuse_unlisted
 from neurode.gradients.record import State
 from neurode.gradients.replay import Replay, Taken
-from neurode.gradients.stages import StageField
+from neurode.gradients.stages import StageField, add
 
 EMPTY: tuple[Tensor, ...] = ()
 
@@ -76,24 +76,39 @@ class Sweep:
         return self.replay.advance(n, state, self.inputs.field)
 
     def _back(self, n: int, kept: State) -> None:
-        """One step on the tape, and its derivative."""
+        """Hand the gradient on to the state before a step."""
         rows, moved = self.replay.lanes(n)
-        gy = self.gy if rows is None else self.gy.index_select(0, rows)
+        here = self.gy if rows is None else self.gy.index_select(0, rows)
+        wide = None if moved is None else moved.unsqueeze(1)
+        gy = here if wide is None else torch.where(wide, here, 0.0)
         state = self.replay.state(n, kept)
+        if self.stages is not None and self.replay.stepper.pull_back is not None and self.replay.is_plain(n):
+            new = self._by_stages(n, rows, state.y, gy)
+        else:
+            new = self._on_tape(n, rows, state, gy)
+        if wide is not None:
+            new = new + torch.where(wide, 0.0, here)
+        self.gy = new if rows is None else self.gy.index_copy(0, rows, new)
+        self.steps += 1
+
+    def _by_stages(self, n: int, rows: Tensor | None, y: Tensor, gy: Tensor) -> Tensor:
+        """One evaluation of `f` on the tape at a time."""
+        assert self.stages is not None
+        self.inputs.take(rows)
+        field, stages = self.inputs.field, self.stages
+        interval = self.replay.interval(n, field.time_dtype)
+        return self.replay.stepper.pull_back(field, interval, y, gy, lambda t, z, g: stages.vjp(t, z, g)[1])
+
+    def _on_tape(self, n: int, rows: Tensor | None, state: State, gy: Tensor) -> Tensor:
+        """The whole step on the tape, and its derivative."""
         state = State(_leaf(state.y), tuple(map(_leaf, state.past)))
         with torch.enable_grad():
             self.inputs.take(rows)
             taken = self.replay.take(n, state, self.stages or self.inputs.field)
-        wide = None if moved is None else moved.unsqueeze(1)
-        pairs = [(taken.after, gy if wide is None else torch.where(wide, gy, 0.0))]
-        pairs += zip(taken.carry, self.gpast, strict=False)
+        pairs = [(taken.after, gy), *zip(taken.carry, self.gpast, strict=False)]
         pairs += [(value, self._cotangent(name, place)) for value, name, place in taken.outputs]
         new = self._derivative(taken, pairs)
-        new = torch.zeros_like(gy) if new is None else new
-        if wide is not None:
-            new = new + torch.where(wide, 0.0, gy)
-        self.gy = new if rows is None else self.gy.index_copy(0, rows, new)
-        self.steps += 1
+        return torch.zeros_like(gy) if new is None else new
 
     def _cotangent(self, name: Any, place: Any) -> Tensor | None:
         """What came to a part of a value."""
@@ -119,9 +134,7 @@ class Sweep:
         for leaf, name, place in taken.times:
             if found[leaf] is not None:
                 getattr(self.times, name).add(place, found[leaf])
-        for total, grad in zip(self.totals, grads[len(leaves) :], strict=True):
-            if grad is not None:
-                total.add_(grad)
+        add(self.totals, grads[len(leaves) :])
         self.gpast = tuple(_or_zero(found[x], x) for x in taken.past)
         return found[taken.y]
 

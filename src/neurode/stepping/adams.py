@@ -52,6 +52,7 @@ class AdamsStepper:
     method: AdamsFamily
 
     remembers = True  # a step depends on the derivatives of the steps before it
+    pull_back = None  # a step of it is taken back on the tape of its stages
 
     @property
     def dense_costs(self) -> bool:

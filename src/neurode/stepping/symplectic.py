@@ -60,6 +60,7 @@ class SymplecticStepper:
     method: SymplecticTableau
 
     remembers = False  # what a step carries to the next is known from the state alone
+    pull_back = None  # a step of it is taken back on the tape of its stages
 
     @property
     def dense_costs(self) -> bool:
