@@ -70,8 +70,10 @@ def van_der_pol(rounds: int) -> dict[str, Any]:
     options = {"method": "dopri5", "rtol": TOLERANCE, "atol": TOLERANCE}
     solvers: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "torchdiffeq": lambda y: torchdiffeq.odeint(f, y, times, **options),
-        "neurode, joint": lambda y: neurode.solve(f, y, (0, 10), t_eval=times, **options).ys,
-        "neurode, per sample": lambda y: neurode.solve(f, y, (0, 10), t_eval=times, batch_dim=0, **options).ys,
+        "neurode, joint": lambda y: neurode.solve(f, y, (0, 10), t_eval=times, engine="eager", **options).ys,
+        "neurode, per sample": lambda y: (
+            neurode.solve(f, y, (0, 10), t_eval=times, batch_dim=0, engine="eager", **options).ys
+        ),
     }
     if torchode is not None:
         term = torchode.ODETerm(f)
@@ -104,7 +106,7 @@ def spiral_field(rounds: int) -> dict[str, Any]:
     step = {"method": "rk4", "options": {"step_size": 0.05}}
     solvers = {
         "torchdiffeq": lambda y: torchdiffeq.odeint(field, y, ends, **step)[-1],
-        "neurode": lambda y: neurode.solve(field, y, (0, 1), method="rk4", steps=20).y1,
+        "neurode": lambda y: neurode.solve(field, y, (0, 1), method="rk4", steps=20, engine="eager").y1,
     }
     return {
         "forward": interleaved({n: forward(s, y0) for n, s in {**solvers, "bare chain": bare}.items()}, rounds),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+from typing import Any
 
 import torch
 import torchdiffeq
@@ -17,7 +18,7 @@ import torchdiffeq
 import neurode
 
 MU, END, OUTPUTS = 25.0, 50.0, 2048
-OPTIONS = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+OPTIONS: dict[str, Any] = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
 
 
 def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -57,11 +58,11 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     y0, times = torch.randn(256, 2, generator=generator), torch.linspace(0, END, OUTPUTS)
     with torch.no_grad():
-        batch = neurode.solve(field, y0, (0, END), t_eval=times, batch_dim=0, **OPTIONS)
-        joint = neurode.solve(field, y0, (0, END), t_eval=times, **OPTIONS).stats
+        batch = neurode.solve(field, y0, (0, END), t_eval=times, batch_dim=0, engine="eager", **OPTIONS)
+        joint = neurode.solve(field, y0, (0, END), t_eval=times, engine="eager", **OPTIONS).stats
         worst = {"steps": 0.0, "evaluations": 0.0, "states": 0.0}
         for row in range(arguments.rows):
-            alone = neurode.solve(field, y0[row : row + 1], (0, END), batch_dim=0, **OPTIONS)
+            alone = neurode.solve(field, y0[row : row + 1], (0, END), batch_dim=0, engine="eager", **OPTIONS)
             pairs = {
                 "steps": (alone.stats.num_accepted[0], batch.stats.num_accepted[row]),
                 "evaluations": (alone.stats.num_evaluations[0], batch.stats.num_evaluations[row]),

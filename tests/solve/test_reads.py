@@ -45,7 +45,7 @@ ONCE = 60
 def measure(batch_dim, grad, options, f=van_der_pol):
     y0 = torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.5, 0.1]], requires_grad=grad)
     with torch.set_grad_enabled(grad), Counter() as counter:
-        stats = neurode.solve(f, y0, (0, 20), batch_dim=batch_dim, **options).stats
+        stats = neurode.solve(f, y0, (0, 20), batch_dim=batch_dim, engine="eager", **options).stats
     attempts = torch.as_tensor(stats.num_accepted + stats.num_rejected)
     return counter.reads, int(attempts.max())
 

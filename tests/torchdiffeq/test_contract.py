@@ -252,3 +252,12 @@ def test_missing_scipy_is_one_sentence(monkeypatch):
 def test_nothing_is_silently_broadcast():
     with pytest.raises(ValueError, match="shape"):
         ours.odeint(lambda t, y: -y[None], torch.ones(3), T)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_state_without_elements_stays_one(method):
+    """The rest of a data set may leave a batch of none; torchdiffeq's methods on a grid go through."""
+    t = torch.linspace(0, 1, 4)
+    assert ours.odeint(lambda t, y: -y, torch.ones(0, 3), t, method=method).shape == (4, 0, 3)
+    a, b = ours.odeint(lambda t, y: y, (torch.ones(0), torch.ones(2, 0)), t, method=method)
+    assert a.shape == (4, 0) and b.shape == (4, 2, 0)

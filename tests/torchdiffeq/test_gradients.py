@@ -282,3 +282,38 @@ def test_complex_adjoint():
         y = interface(lambda t, y: 1j * rate * y, torch.ones(1, dtype=torch.complex128), T, **kwargs)[-1]
         y.real.sum().backward()
         torch.testing.assert_close(rate.grad, -torch.sin(rate.detach()), rtol=1e-6, atol=0)
+
+
+class Latent(torch.nn.Module):
+    """The latent ODE of Chen et al. in small: a recurrent encoder, an ODE in latent space, a decoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.field, self.decode = torch.nn.GRU(2, 6), torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
+
+    def loss(self, odeint, seen, times, noise):
+        _, hidden = self.encode(seen.flip(0))
+        mean, log_variance = hidden[0].chunk(2, -1)
+        z0 = mean + noise * (0.5 * log_variance).exp()
+        path = odeint(lambda t, z: torch.tanh(self.field(z)), z0, times).permute(1, 0, 2)
+        error = (self.decode(path) - seen.permute(1, 0, 2)).square().sum()
+        return error + 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+
+
+def test_a_latent_ode_learns_as_with_torchdiffeq():
+    """Three updates of Adam: the same losses, and the same parameters at the end."""
+    results = []
+    for library in (ours, theirs):
+        torch.manual_seed(0)
+        model, times = Latent(), torch.linspace(0, 2, 9)
+        seen, noise = torch.randn(9, 4, 2), torch.randn(4, 3)
+        optimizer, losses = torch.optim.Adam(model.parameters(), 0.01), []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model.loss(library.odeint, seen, times, noise)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        results.append([*losses, *(p.detach() for p in model.parameters())])
+    for mine, original in zip(*results, strict=True):
+        torch.testing.assert_close(mine, original, rtol=1e-6, atol=1e-6)

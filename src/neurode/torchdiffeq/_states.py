@@ -21,8 +21,8 @@ UNLIMITED = 2**31 - 1  # torchdiffeq's default of max_num_steps
 
 def states(call: Call) -> Any:
     """The states at `call.t`."""
-    if len(call.t) == 1:
-        return call.stack(call.y0)
+    if len(call.t) == 1 or not any(y.numel() for y in call.leaves):
+        return call.stack(*[call.y0] * len(call.t))
     if call.solver.kind == "scipy":
         return scipy_states(call)
     return adaptive_states(call) if call.solver.kind == "adaptive" else grid_states(call)
