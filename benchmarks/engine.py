@@ -20,7 +20,7 @@ import contest
 import peers
 import torch
 from contest import Candidate, Result
-from problems import Problem, spiral
+from problems import Problem, lotka_volterra, spiral, van_der_pol
 
 OURS = "neurode"
 
@@ -81,6 +81,21 @@ def adaptive(small: bool) -> Problem:
     )
 
 
+def oscillator_row(name: str, bars: tuple[Bar, ...], gradients: bool) -> Row:
+    """A row of the Van der Pol oscillator, dopri5 at 1e-5, 200 outputs."""
+    return Row(name, lambda small: van_der_pol(8 if small else 256, 20 if small else 200, gradients=gradients), bars)
+
+
+def predators_row(name: str, bars: tuple[Bar, ...], batch: int, steps: int | None = None) -> Row:
+    """A row of the Lotka-Volterra equations: tsit5 at 1e-6, or RK4 on a grid."""
+
+    def make(small: bool) -> Problem:
+        grid = {} if steps is None else {"method": "rk4", "steps": 100 if small else steps}
+        return lotka_volterra(min(batch, 8) if small else batch, **grid)
+
+    return Row(name, make, bars)
+
+
 def rows() -> list[Row]:
     """The table. A row more is a line here, and where its field is new, a function in problems.py."""
     adjoint = {"torchdiffeq, adjoint": lambda p: peers.torchdiffeq(p, adjoint=True)}
@@ -111,6 +126,12 @@ def rows() -> list[Row]:
         ),
         spiral_row("one row, forward", (Bar("diffrax", 1.2),), batch=1),
         spiral_row("one row, gradients", (Bar("diffrax", 1.2),), batch=1, **grads),
+        oscillator_row("Van der Pol, forward", (Bar(PER_SAMPLE, 1.5), Bar("torchdiffeq", 25.0)), gradients=False),
+        oscillator_row("Van der Pol, gradients", (Bar(PER_SAMPLE, 4.0), Bar("torchdiffeq", 25.0)), gradients=True),
+        predators_row("Lotka-Volterra tsit5, one row", (Bar(JOINT, 1.0), Bar(PER_SAMPLE, 1.0)), 1),
+        predators_row("Lotka-Volterra tsit5, batch 1024", (Bar(PER_SAMPLE, 8.0),), 1024),
+        predators_row("Lotka-Volterra RK4 x 1000, one row", (Bar("torchdiffeq", 400.0),), 1, 1000),
+        predators_row("Lotka-Volterra RK4 x 1000, batch 1024", (Bar("torchdiffeq", 22.0),), 1024, 1000),
     ]
 
 

@@ -72,4 +72,40 @@ def jax_mlp(t: Any, y: Any, parameters: Any) -> Any:
     return jnp.tanh(h @ w2.T + b2) @ w3.T + b3
 
 
-__all__ = ["Problem", "jax_mlp", "spiral"]
+def van_der_pol(batch: int = 256, outputs: int = 200, **asked: Any) -> Problem:
+    """The Van der Pol oscillator with mu = 2 on [0, 10], float32: every row its own steps, many outputs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[..., 1], 2 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]], -1)
+
+    def jax_field(t: Any, y: Any, parameters: Any) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.stack([y[..., 1], 2 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]], -1)
+
+    y0, t_eval = torch.randn(batch, 2, generator=generator), torch.linspace(0, 10, outputs)
+    asked = {"method": "dopri5", "per_sample": True, **asked}
+    return Problem(field, jax_field, y0, (0.0, 10.0), t_eval=t_eval, **asked)
+
+
+def lotka_volterra(batch: int, **asked: Any) -> Problem:
+    """Predators and prey on [0, 20], float64: a field of seven operations."""
+    generator = torch.Generator().manual_seed(0)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        u, v = y[..., 0], y[..., 1]
+        return torch.stack([1.5 * u - u * v, u * v - 3 * v], -1)
+
+    def jax_field(t: Any, y: Any, parameters: Any) -> Any:
+        import jax.numpy as jnp
+
+        u, v = y[..., 0], y[..., 1]
+        return jnp.stack([1.5 * u - u * v, u * v - 3 * v], -1)
+
+    y0 = 0.5 + 2 * torch.rand(batch, 2, generator=generator, dtype=torch.float64)
+    asked = {"method": "tsit5", "tolerance": 1e-6, "per_sample": "steps" not in asked, **asked}
+    return Problem(field, jax_field, y0, (0.0, 20.0), **asked)
+
+
+__all__ = ["Problem", "jax_mlp", "lotka_volterra", "spiral", "van_der_pol"]
