@@ -62,10 +62,8 @@ thread_local const char* last_error = "";
 
 constexpr int64_t MAX_STAGES = 64; // as in tile.h: the loops keep a step's weights on the stack
 
-// Runs part of a solve; nothing that C++ throws may reach the caller.
-template <class Work> int64_t guarded(const nd_solve& s, Work work) {
-    if (s.stages < 1 || s.extra < 0 || s.stages + s.extra > MAX_STAGES)
-        return last_error = "the method has more than 64 stages", ND_FAILED;
+// Nothing that C++ throws may reach the caller.
+template <class Work> int64_t caught(Work work) {
     try {
         neurode::Watch watch;
         work(watch);
@@ -75,6 +73,11 @@ template <class Work> int64_t guarded(const nd_solve& s, Work work) {
         return last_error = "a signal came", ND_STOPPED;
     }
     return ND_DONE;
+}
+template <class Work> int64_t guarded(const nd_solve& s, Work work) {
+    if (s.stages < 1 || s.extra < 0 || s.stages + s.extra > MAX_STAGES)
+        return last_error = "the method has more than 64 stages", ND_FAILED;
+    return caught(work);
 }
 
 } // namespace
@@ -94,14 +97,14 @@ void* nd_program_new(const int32_t* words, int64_t n, const int32_t* maps, int64
 }
 void nd_program_free(void* program) { neurode::release(static_cast<Program*>(program)); }
 
-void nd_eval(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, void* out) {
+int64_t nd_eval(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, void* out) {
     const Program& p = *static_cast<Program*>(program);
-    engine_of(p).eval(p, u, rows, t, y, rowdata, out);
+    return caught([&](neurode::Watch&) { engine_of(p).eval(p, u, rows, t, y, rowdata, out); });
 }
-void nd_vjp(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, const void* g,
+int64_t nd_vjp(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, const void* g,
             void* grad_y, void* grad_t, void* grad_rowdata, void* accumulators) {
     const Program& p = *static_cast<Program*>(program);
-    engine_of(p).vjp(p, u, rows, t, y, rowdata, g, grad_y, grad_t, grad_rowdata, accumulators);
+    return caught([&](neurode::Watch&) { engine_of(p).vjp(p, u, rows, t, y, rowdata, g, grad_y, grad_t, grad_rowdata, accumulators); });
 }
 int64_t nd_forward(void* program, nd_solve* s) {
     const Program& p = *static_cast<Program*>(program);

@@ -1,5 +1,5 @@
 // Reads the flat form of a tile program. Compiled once, for every processor.
-#include "program.h"
+#include "check.h"
 
 #include <cstring>
 #include <memory>
@@ -100,6 +100,8 @@ class Reader {
             ok_ = ok_ && s.micro >= 0 && s.micro < NUM_MICROS;
             for (int j = 0; ok_ && j < arity_of(s.micro); j++)
                 ok_ = operands[j] >= 0 && operands[j] < i.num_inputs + k;
+            if (ok_ && arity_of(s.micro) < 3) s.c = -1; // an operand that is not there is nobody's business
+            if (ok_ && arity_of(s.micro) < 2) s.b = -1;
         }
         i.inputs = inputs.get(), i.outputs = outputs.get(), i.steps = steps.get();
         ok_ = ok_ && registers <= MAX_REGISTERS;
@@ -146,7 +148,11 @@ Program* decode(const int32_t* words, int64_t n, const int32_t* maps, int64_t nu
         at += length;
     }
     if (!header.ok() || p->size < 1 || !p->out.present()) return *error = "the header is malformed", nullptr;
+<<<<<<< HEAD
     if (straighten(*p, p->list)) p->straight = &p->list;
+=======
+    if (const char* wrong = check(*p, num_maps)) return *error = wrong, nullptr;
+>>>>>>> 06784e1 (The engine against a slow reference with error bounds: random programs, shapes, special values, solves and gradients, under sanitizers; programs are checked before they run)
     return p.release();
 }
 
