@@ -82,14 +82,14 @@ NEURODE_EXPORT void nd_python(void* (*save)(void), void (*restore)(void*), int (
 NEURODE_EXPORT void* nd_program_new(const int32_t* words, int64_t n, const int32_t* maps, int64_t num_maps, int64_t dtype);
 NEURODE_EXPORT void nd_program_free(void* program);
 NEURODE_EXPORT const char* nd_error(void);
+/* What all that compute return; nd_error() says why it failed. */
+enum { ND_DONE = 0, ND_FAILED = 1, ND_STOPPED = 2 };
 /* out (rows x D) = f(t, y) for every row. */
-/* Both return ND_DONE or ND_FAILED. */
 NEURODE_EXPORT int64_t nd_eval(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata,
                             void* out);
 /* Vector-Jacobian products with g (rows x D); grad_t (rows, of the dtype), grad_rowdata, accumulators may be null. */
 NEURODE_EXPORT int64_t nd_vjp(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata,
                            const void* g, void* grad_y, void* grad_t, void* grad_rowdata, void* accumulators);
-enum { ND_DONE = 0, ND_FAILED = 1, ND_STOPPED = 2 }; /* what these return; nd_error() says why it failed */
 NEURODE_EXPORT int64_t nd_forward(void* program, nd_solve* s);
 NEURODE_EXPORT int64_t nd_backward(void* program, nd_solve* s);
 NEURODE_EXPORT void nd_trace_free(void* program, void* trace);

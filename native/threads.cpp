@@ -1,13 +1,15 @@
 #include "threads.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include <chrono>
 #include <cstdlib>
 #include <new>
-#if !defined(_WIN32)
+#if defined(_WIN32)
+#include <thread>
+#include <vector>
+#else
 #include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
 #endif
 
 namespace neurode {
@@ -52,6 +54,16 @@ void kmpc_region(void (*run)(void*), void* data, int threads) {
 }
 
 // Threads of our own, started for the occasion: some ten microseconds each, and nothing to survive a fork.
+#if defined(_WIN32)
+void yield() { std::this_thread::yield(); }
+void own_region(void (*run)(void*), void* data, int threads) {
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; i++) others.emplace_back(run, data);
+    run(data);
+    for (std::thread& other : others) other.join();
+}
+#else
+void yield() { sched_yield(); }
 void own_region(void (*run)(void*), void* data, int threads) {
     constexpr int MOST = 256;
     struct Call {
@@ -69,6 +81,7 @@ void own_region(void (*run)(void*), void* data, int threads) {
     run(data); // where no more threads start, those that there are take the work
     for (int i = 0; i < started; i++) pthread_join(others[i], nullptr);
 }
+#endif
 
 struct Runtime {
     const char* name = "own threads";
@@ -129,7 +142,7 @@ void run_job(void* data) {
     // Signals come to the entering thread: where it has nothing left to do it keeps watching for the others.
     if (job.watch.on_entering_thread())
         while (job.busy > 0) {
-            sched_yield();
+            yield();
             job.watch.poll();
         }
 }

@@ -213,7 +213,7 @@ template <class R> void solve_case(Random& r) {
     q.size = D, q.num_rowdata = A;
     q.uniforms = numbers<R>(r, g.num_uniforms, 0.7), q.y0 = numbers<R>(r, int64_t(rows) * D), q.rowdata = numbers<R>(r, int64_t(rows) * A);
     nd_solve& s = q.s;
-    s.rows = rows;
+    s.rows = rows, s.threads = r.between(1, 4);
     random_method(r, q, adaptive, dense);
     random_control(r, q, rows);
     if (!adaptive) s.joint = 0;
