@@ -65,8 +65,7 @@ constexpr int64_t MAX_STAGES = 64; // as in tile.h: the loops keep a step's weig
 // Nothing that C++ throws may reach the caller.
 template <class Work> int64_t caught(Work work) {
     try {
-        neurode::Watch watch;
-        work(watch);
+        work();
     } catch (const std::bad_alloc&) {
         return last_error = "there is not enough memory", ND_FAILED;
     } catch (const neurode::Stopped&) {
@@ -77,7 +76,10 @@ template <class Work> int64_t caught(Work work) {
 template <class Work> int64_t guarded(const nd_solve& s, Work work) {
     if (s.stages < 1 || s.extra < 0 || s.stages + s.extra > MAX_STAGES)
         return last_error = "the method has more than 64 stages", ND_FAILED;
-    return caught(work);
+    return caught([&] {
+        neurode::Watch watch;
+        work(watch);
+    });
 }
 
 } // namespace
@@ -99,12 +101,12 @@ void nd_program_free(void* program) { neurode::release(static_cast<Program*>(pro
 
 int64_t nd_eval(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, void* out) {
     const Program& p = *static_cast<Program*>(program);
-    return caught([&](neurode::Watch&) { engine_of(p).eval(p, u, rows, t, y, rowdata, out); });
+    return caught([&] { engine_of(p).eval(p, u, rows, t, y, rowdata, out); });
 }
 int64_t nd_vjp(void* program, const void* u, int64_t rows, const double* t, const void* y, const void* rowdata, const void* g,
             void* grad_y, void* grad_t, void* grad_rowdata, void* accumulators) {
     const Program& p = *static_cast<Program*>(program);
-    return caught([&](neurode::Watch&) { engine_of(p).vjp(p, u, rows, t, y, rowdata, g, grad_y, grad_t, grad_rowdata, accumulators); });
+    return caught([&] { engine_of(p).vjp(p, u, rows, t, y, rowdata, g, grad_y, grad_t, grad_rowdata, accumulators); });
 }
 int64_t nd_forward(void* program, nd_solve* s) {
     const Program& p = *static_cast<Program*>(program);
