@@ -148,11 +148,8 @@ Program* decode(const int32_t* words, int64_t n, const int32_t* maps, int64_t nu
         at += length;
     }
     if (!header.ok() || p->size < 1 || !p->out.present()) return *error = "the header is malformed", nullptr;
-<<<<<<< HEAD
-    if (straighten(*p, p->list)) p->straight = &p->list;
-=======
     if (const char* wrong = check(*p, num_maps)) return *error = wrong, nullptr;
->>>>>>> 06784e1 (The engine against a slow reference with error bounds: random programs, shapes, special values, solves and gradients, under sanitizers; programs are checked before they run)
+    if (straighten(*p, p->list)) p->straight = &p->list;
     return p.release();
 }
 
