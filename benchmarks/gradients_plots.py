@@ -1,4 +1,4 @@
-"""The pictures of the gradient benchmark: memory and errors against steps, and what time buys which memory."""
+"""The pictures of the gradient benchmark: memory against steps, and what time buys which memory."""
 
 from __future__ import annotations
 
@@ -84,34 +84,11 @@ def price(results: dict[str, Any], path: pathlib.Path) -> None:
     save(figure, path)
 
 
-def errors(results: dict[str, Any], path: pathlib.Path) -> None:
-    """The error of each way back against the number of steps."""
-    steps, rows = results["errors"]["steps"], results["errors"]["rows"]
-    figure, axes = panels(1, width=7.2, height=4.0)
-    at = _apart([math.log10(values[-1]) for values in rows.values()], 0.45)
-    for (name, values), height in zip(rows.items(), at, strict=True):
-        colour, marker = _look(name)
-        mine = colour != GREY
-        axes.loglog(steps, values, color=colour, marker=marker, lw=1.8 if mine else 1.0, ls="-" if mine else "--")
-        axes.annotate(
-            name, (steps[-1], values[-1]), (steps[-1] * 1.15, 10**height), color=colour, va="center", fontsize=8.5
-        )
-    axes.set_xlabel("steps of RK4")
-    axes.set_ylabel("error, share of the gradient's norm")
-    axes.set_title("Off from the exact gradient: trained spiral field, float32", loc="left")
-    axes.set_xticks(steps, [f"{n:,}" for n in steps])
-    axes.minorticks_off()
-    axes.set_xlim(steps[0] * 0.9, steps[-1] * 4)
-    save(figure, path)
-
-
 def draw(results: dict[str, Any], folder: pathlib.Path) -> None:
     """Whatever was measured, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if "memory" in results:
         memory(results, folder / "gradients-memory.png")
-    if "errors" in results:
-        errors(results, folder / "gradients-errors.png")
     if TITLES.keys() & results.keys():
         price(results, folder / "gradients-price.png")
 
