@@ -203,7 +203,8 @@ def _given_grid(t0: Any, t1: Any, grid: Any) -> Any:
     points = torch.as_tensor(grid, dtype=torch.float64)
     if points.ndim != 1 or len(points) < 2:
         raise InputError(f"grid has shape {tuple(points.shape)}; it must be (points,), from t0 to t1.")
-    values = points.detach().tolist()
+    plain = isinstance(grid, list | tuple) and not any(isinstance(t, Tensor) for t in grid)
+    values = [float(t) for t in grid] if plain else points.detach().tolist()
     if values[0] != number(t0) or values[-1] != number(t1):
         raise InputError(
             f"grid runs from {values[0]:g} to {values[-1]:g}, but t_span from {number(t0):g} to {number(t1):g}."

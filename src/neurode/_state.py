@@ -6,6 +6,7 @@ solve with rows (`batch_dim=0`) always works on `(rows, size)`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -139,9 +140,10 @@ def _as_tensor(leaf: Any) -> Tensor:
     try:
         return torch.as_tensor(leaf, dtype=_dtype_for(leaf))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"y0 holds a {type(leaf).__name__}, which is not a number, a list of numbers, an array or a tensor."
-        ) from error
+        text = f"y0 holds a {type(leaf).__name__}, which is not a number, a list of numbers, an array or a tensor."
+        if dataclasses.is_dataclass(leaf):
+            text += f" Type torch.utils._pytree.register_dataclass({type(leaf).__name__}) once, before the first solve."
+        raise InputError(text) from error
 
 
 def _dtype_for(leaf: Any) -> torch.dtype | None:

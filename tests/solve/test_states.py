@@ -166,3 +166,12 @@ def test_a_user_s_tableau_is_a_method():
     mine = neurode.solve(lambda t, y: -y * t, torch.ones(2), (0, 1), method=butcher, steps=9)
     theirs = neurode.solve(lambda t, y: -y * t, torch.ones(2), (0, 1), method="heun", steps=9)
     assert torch.equal(mine.y1, theirs.y1) and mine.stats.method == "my_heun"
+
+
+def test_an_unregistered_dataclass_says_how_to_register_it():
+    @dataclasses.dataclass
+    class Plain:
+        place: torch.Tensor
+
+    with pytest.raises(neurode.InputError, match=r"register_dataclass\(Plain\)"):
+        neurode.solve(lambda t, y: y, Plain(torch.ones(2)), (0, 1))
