@@ -136,7 +136,7 @@ def solve(
     """
     _refuse_unknown(unknown)
     _refuse_words(f, batch_dim, engine, on_failure, max_steps, args, save)
-    plain = not (dense or save or integrate or has_aux or callbacks or len(events) or len(step_at) or len(jump_at))
+    plain = not (dense or save or integrate or has_aux or callbacks or any(map(_given, (events, step_at, jump_at))))
     if torch.compiler.is_compiling() and plain:
         options = {
             "method": method, "steps": steps, "step_size": step_size, "grid": grid, "rtol": rtol, "atol": atol,
@@ -256,6 +256,11 @@ def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_step
         raise InputError(f"save is of type {type(save).__name__}; it must be a function save(t, y).")
     if not isinstance(args, tuple | list):
         raise InputError(f"args is of type {type(args).__name__}; it must be a tuple: type args=(value,).")
+
+
+def _given(values: Any) -> bool:
+    """Whether a list that may be something else, which is refused later, holds anything."""
+    return not hasattr(values, "__len__") or len(values) > 0
 
 
 def _wide(t_eval: Any) -> bool:
