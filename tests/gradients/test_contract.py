@@ -90,3 +90,43 @@ def test_single_precision(strategy: str, name: str) -> None:
 def test_every_registered_strategy_is_held_to_the_contract() -> None:
     named = {row.gradient for row in STRATEGIES.values() if isinstance(row.gradient, str)}
     assert named | {"autograd"} == set(neurode.gradients.STRATEGIES)
+
+
+def failing(
+    a: torch.Tensor, y0: torch.Tensor, gradient: Any, options: dict[str, Any], events: Any = ()
+) -> neurode.Solution:
+    """Five rows, the third of which leaves the domain of the square root and becomes NaN."""
+    k = torch.tensor([1.0, 1.0, 40.0, 1.0, 1.0]).reshape(-1, 1)
+    f = lambda t, y, k: a * k * (0.1 + torch.sqrt(1.5 - 0.1 * y))
+    return neurode.solve(
+        f, y0, (0.0, 2.0), args=(neurode.per_row(k),), batch_dim=0, on_failure="nan", t_eval=[0.0, 0.1, 2.0],
+        gradient=gradient, events=events, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive", "adaptive, events", "fixed, events"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_failed_rows_touch_no_gradient(strategy: str, kind: str) -> None:
+    row, watches = STRATEGIES[strategy], "events" in kind
+    if (watches and "events" not in row.handles) or (kind != "fixed" and "rows" not in row.handles):
+        pytest.skip("refused at the start, which the table of problems shows")
+    options = row.options({"method": "rk4", "steps": 50} if "fixed" in kind else {"method": "dopri5", "rtol": 1e-4})
+    events = [
+        neurode.Event(lambda t, y, k: y[:, 0] - 1.2),
+        neurode.Event(lambda t, y, k: y[:, 0] - 3.0 * k[:, 0], terminal=True),
+    ]
+    found = []
+    for gradient, way in (("autograd", row.baseline(options)), (row.gradient, options)):
+        a, y0 = torch.ones(1, requires_grad=True), torch.ones(5, 1, requires_grad=True)
+        solution = failing(a, y0, gradient, way, events if watches else ())
+        assert solution.status.failed.tolist() == [False, False, True, False, False]
+        loss = solution.y1.nansum() + solution.ys.nansum() + sum(e.t.nansum() + e.y.nansum() for e in solution.events)
+        try:
+            grads = torch.autograd.grad(loss, (a, y0))
+        except neurode.GradientError as error:  # the adjoint ODE reads the NaN: an error is right, silence is not
+            assert getattr(row.gradient, "interpolate", False) and "gradient='autograd'" in str(error)
+            return
+        found.append(dict(zip(("a", "y0"), grads, strict=True)))
+        assert all(torch.isfinite(g).all() for g in found[-1].values())
+        assert found[-1]["y0"][2] == 0
+    assert distance(*found) <= max(row.limits[0], 1e-9 if row.retraces else 0.0)

@@ -91,24 +91,6 @@ def test_rows_that_leave_the_batch() -> None:
         agree(grads[0], other)
 
 
-@pytest.mark.parametrize("options", [dict(method="dopri5"), dict(method="rk4", steps=50)])
-def test_failed_rows_touch_no_gradient(options: Any) -> None:
-    k = torch.tensor([1.0, 1.0, 40.0, 1.0, 1.0]).reshape(-1, 1)
-    y0, a = torch.ones(5, 1, requires_grad=True), torch.ones(1, requires_grad=True)
-    f = lambda t, y, k: a * k * (0.1 + torch.sqrt(1.5 - 0.1 * y))
-    grads = []
-    for gradient in ("autograd", *KINDS.values()):
-        solution = solve(
-            f, y0, (0.0, 2.0), args=(neurode.per_row(k),), batch_dim=0, on_failure="nan", t_eval=[0.0, 0.1, 2.0],
-            gradient=gradient, **options,
-        )  # fmt: skip
-        assert solution.status.failed.tolist() == [False, False, True, False, False]
-        grads.append(torch.autograd.grad(solution.y1.nansum() + solution.ys.nansum(), (a, y0)))
-        assert all(torch.isfinite(g).all() for g in grads[-1])
-    for other in grads[1:]:
-        agree(grads[0], other)
-
-
 def test_jumps_pytrees_and_time_backward() -> None:
     w = torch.tensor(0.7, requires_grad=True)
     a, b = torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)
@@ -155,20 +137,6 @@ def refused(f: Any, match: str, **options: Any) -> None:
     assert "gradient='autograd'" in str(error.value)
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "continuous", Discrete(alive="stage")])
-def test_side_effects_are_refused_at_the_start(gradient: Any) -> None:
-    norm, lin = nn.BatchNorm1d(3), nn.Linear(3, 3)
-
-    def in_place(t: Tensor, y: Tensor) -> Tensor:
-        return y.mul_(0.5)
-
-    refused(lambda t, y: nn.functional.dropout(lin(y)), "random", gradient=gradient)
-    refused(lambda t, y: lin(y) + torch.randn(3), "random", gradient=gradient)
-    refused(lambda t, y: y + torch.randn(3, generator=torch.Generator().manual_seed(0)), "random", gradient=gradient)
-    refused(lambda t, y: norm(lin(y)), "did not make", gradient=gradient)
-    refused(in_place, "in place", gradient=gradient)
-
-
 def test_second_derivatives_and_transforms_are_refused() -> None:
     w = torch.tensor(0.5, requires_grad=True)
     end = lambda y: solve(lambda t, y: w * y, y, (0.0, 1.0), method="rk4", steps=4, gradient="discrete").y1.sum()
@@ -190,3 +158,26 @@ def test_a_tensor_used_later_only_is_refused_not_forgotten() -> None:
     ).y1
     with pytest.raises(GradientError, match="at some times"):
         y1.sum().backward()
+
+
+def test_memory_grows_by_the_states_alone_or_not_at_all() -> None:
+    """Peak live storage, as the reports measure it: RK4, a state of 3 KB, more and more steps."""
+    from neurode.report.memory import peak_memory
+
+    torch.manual_seed(0)
+    net, y0 = neurode.nn.MLP(6, (64, 64), zero_init=False).float(), torch.randn(128, 6, dtype=torch.float32)
+
+    def peak(gradient: Any, steps: int) -> int:
+        def run() -> Any:
+            options = {"method": "rk4", "steps": steps, "gradient": gradient, "engine": "eager"}
+            return torch.autograd.grad(solve(net, y0, (0.0, 2.0), **options).y1.sum(), list(net.parameters()))
+
+        return peak_memory(run)
+
+    state = y0.numel() * y0.element_size()
+    for kind in (Discrete(), Discrete(alive="stage")):
+        grown = peak(kind, 120) - peak(kind, 20)
+        assert 0.95 * 100 * state < grown < 1.05 * 100 * state
+    few = [peak(Discrete(checkpoints=16), steps) for steps in (20, 60, 120)]
+    assert max(few) < 1.1 * min(few)
+    assert peak("autograd", 120) > 5.5 * peak("autograd", 20)

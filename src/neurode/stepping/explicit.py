@@ -84,7 +84,8 @@ class ExplicitStepper:
         tableau, h = self.tableau, interval.h
         last = max(i for i, b in enumerate(tableau.B) if b)
         times = interval.times(tableau.C, y, field.time_dtype)
-        zs, ks = [y], []
+        zs: list[Any] = [y]
+        ks: list[Tensor] = []
         with torch.no_grad():
             for i in range(last):
                 ks.append(field(times[i], zs[i]))
