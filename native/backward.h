@@ -15,27 +15,30 @@ template <class R> class Backward {
           patience_(watch), stages_(method.all), work_(bytes(program, solve, T)),
           run(program, static_cast<const R*>(solve.uniforms), T, stages_, true, work_), tile(program, method, run, work_),
           dense_(solve, program.size, work_), slopes_(solve, program.size, work_), T(T), D(program.size), N(tile.N) {
-        saved_step_ = ptrdiff_t(p.rows_saved) * T, cot_step_ = ptrdiff_t(p.rows_cotangent) * T;
+        saved_step_ = numbers_of<R>(p.rows_saved, T), cot_step_ = numbers_of<R>(p.rows_cotangent, T);
         own_saved_ = work_.take<R>(saved_step_ * stages_);
         cot_ = work_.take<R>(cot_step_ * stages_);
         for (ptrdiff_t i = 0; i < saved_step_ * stages_; i++) own_saved_[i] = 0;
         for (ptrdiff_t i = 0; i < cot_step_ * stages_; i++) cot_[i] = 0;
-        bases_[SCRATCH] = work_.take<R>(size_t(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward) * T);
+        bases_[SCRATCH] = work_.take<R>(numbers_of<R>(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward, T));
         gk_ = work_.take<R>(N * stages_), gy1_ = work_.take<R>(N), gy_ = work_.take<R>(N);
-        grad_rowdata_ = work_.take<R>(size_t(p.num_rowdata) * T);
+        grad_rowdata_ = work_.take<R>(numbers_of<R>(p.num_rowdata, T));
         lanes_ = work_.take<Lane>(T);
         gt0_ = work_.take<double>(T), gt1_ = work_.take<double>(T);
         for (int l = 0; l < T; l++) lanes_[l] = Lane();
         for (ptrdiff_t i = 0; i < N; i++) gy1_[i] = gy_[i] = 0;
-        for (ptrdiff_t i = 0; i < ptrdiff_t(p.num_rowdata) * T; i++) grad_rowdata_[i] = 0;
+        for (ptrdiff_t i = 0; i < numbers_of<R>(p.num_rowdata, T); i++) grad_rowdata_[i] = 0;
+        for (ptrdiff_t i = 0; i < N * stages_; i++) gk_[i] = 0;
         times_ = s.grad_t0 || s.grad_t1 || s.grad_grid || s.grad_eval;
     }
     static size_t bytes(const Program& p, const nd_solve& s, int T) {
-        size_t all = size_t(s.stages + s.extra), n = size_t(p.size) * T;
+        size_t all = size_t(s.stages + s.extra), n = numbers_of<R>(p.size, T);
         return Interpreter<R>::bytes(p, T, int(all), true) + 2 * DenseOutput::bytes(s, p.size) + Tile<R>::bytes(p, s, T) +
-               Workspace::size_of<R>(size_t(p.rows_saved) * T * all) + Workspace::size_of<R>(size_t(p.rows_cotangent) * T * all) +
-               Workspace::size_of<R>(size_t(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward) * T) +
-               Workspace::size_of<R>(n * all) + 2 * Workspace::size_of<R>(n) + Workspace::size_of<R>(size_t(p.num_rowdata) * T) +
+               Workspace::size_of<R>(numbers_of<R>(p.rows_saved, T) * all) +
+               Workspace::size_of<R>(numbers_of<R>(p.rows_cotangent, T) * all) +
+               Workspace::size_of<R>(numbers_of<R>(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward, T)) +
+               Workspace::size_of<R>(n * all) + 2 * Workspace::size_of<R>(n) +
+               Workspace::size_of<R>(numbers_of<R>(p.num_rowdata, T)) +
                Workspace::size_of<Lane>(T) + 2 * Workspace::size_of<double>(T) + 4096;
     }
 
@@ -230,7 +233,7 @@ template <class R> class Backward {
         R *to = gk_ + j * N, weight = R(w);
         for (ptrdiff_t i = 0; i < N;)
             for (int v = 0; v < T; v += LANES<R>, i += LANES<R>)
-                store(to + i, load(to + i) + splat<R>(weight) * load(tile.h + v) * load(g + i));
+                store(to + i, load(to + i) + splat<R>(weight) * load(tile.h + v) * load_loose(g + i));
         if (!times_) return;
         for (int f = 0; f < D; f++)
             for (int l = 0; l < T; l++) {
@@ -243,7 +246,7 @@ template <class R> class Backward {
     // The vector-Jacobian product of stage i, from gk_i onto the state at the start and the stages before.
     void stage(int i) {
         R* cot = cot_ + i * cot_step_;
-        std::memcpy(cot, gk_ + i * N, N * sizeof(R));
+        std::memcpy(cot, gk_ + i * N, D * T * sizeof(R));
         bases_[SAVED] = saved_ + i * saved_step_, bases_[COTANGENT] = cot, bases_[ROWDATA] = tile.rowdata;
         run.backward(bases_);
         products += T - idle();
@@ -254,11 +257,11 @@ template <class R> class Backward {
         if (p.grad_rowdata.present()) {
             const R* g = run.row(bases_, p.grad_rowdata);
             for (ptrdiff_t j = 0; j < ptrdiff_t(p.num_rowdata) * T; j += LANES<R>)
-                store(grad_rowdata_ + j, load(grad_rowdata_ + j) + load(g + j));
+                store(grad_rowdata_ + j, load(grad_rowdata_ + j) + load_loose(g + j));
         }
         if (!p.grad_y.present()) return;
         const R* g = run.row(bases_, p.grad_y);
-        for (ptrdiff_t j = 0; j < N; j += LANES<R>) store(gy_ + j, load(gy_ + j) + load(g + j));
+        for (ptrdiff_t j = 0; j < N; j += LANES<R>) store(gy_ + j, load(gy_ + j) + load_loose(g + j));
         for (int j = 0; j < i; j++)
             if (method.a(i, j) != 0) onto_stage(j, method.a(i, j), g);
     }

@@ -83,7 +83,7 @@ inline double evaluations_of(const nd_solve& s) { return double(s.stages) * (s.g
 // Room for the stages of all steps of a fixed grid, where it fits the memory that the caller gives.
 template <class R> void keep_stages(const Program& p, const nd_solve& s, int T, Trace<R>& trace) {
     size_t tiles = size_t((s.rows + T - 1) / T), stages = size_t(s.fsal ? s.stages - 1 : s.stages);
-    size_t bytes = tiles * (s.points - 1) * stages * p.rows_saved * T * sizeof(R);
+    size_t bytes = tiles * (s.points - 1) * stages * numbers_of<R>(p.rows_saved, T) * sizeof(R);
     if (!bytes || bytes > size_t(s.memory)) return;
     trace.kept = static_cast<R*>(neurode::take_block(bytes, &trace.kept_capacity));
     trace.kept_T = T;

@@ -56,28 +56,29 @@ template <class R> class Forward {
           worker_(worker), patience(watch),
           work_(bytes(program, solve, T)), run(program, static_cast<const R*>(solve.uniforms), T, 1, false, work_),
           tile(program, method, run, work_), T(T), D(program.size) {
-        saved_size = ptrdiff_t(program.rows_saved) * T;
+        saved_size = numbers_of<R>(program.rows_saved, T);
         saved = work_.take<R>(saved_size);
-        bases[SCRATCH] = work_.take<R>(size_t(program.rows_forward) * T);
-        bases[COTANGENT] = work_.take<R>(size_t(program.rows_cotangent) * T);
+        bases[SCRATCH] = work_.take<R>(numbers_of<R>(program.rows_forward, T));
+        bases[COTANGENT] = work_.take<R>(numbers_of<R>(program.rows_cotangent, T));
         lanes = work_.take<Lane>(T);
         scale_ = work_.take<R>(3 * tile.N);
-        groups_ = work_.take<Group>(T / PER_GROUP);
-        double** parts[] = {&ratio, &second, &size0_, &size1_, &size2_};
-        for (double** part : parts) *part = work_.take<double>(T);
-        flags_ = work_.take<double>(T);
-        for (int l = 0; l < T; l++) lanes[l] = Lane(), ratio[l] = second[l] = flags_[l] = 0;
-        for (int g = 0; g < T / PER_GROUP; g++) groups_[g] = Group();
+        num_groups_ = (T + PER_GROUP - 1) / PER_GROUP;
+        groups_ = work_.take<Group>(num_groups_);
+        double** parts[] = {&ratio, &second, &size0_, &size1_, &size2_, &flags_};
+        for (double** part : parts) *part = work_.take<double>(num_groups_ * PER_GROUP);
+        for (int l = 0; l < T; l++) lanes[l] = Lane();
+        for (int l = 0; l < num_groups_ * PER_GROUP; l++) for (double** part : parts) (*part)[l] = 0;
+        for (int g = 0; g < num_groups_; g++) groups_[g] = Group();
         for (ptrdiff_t i = 0; i < saved_size; i++) saved[i] = 0;
         tile.use_tape(static_cast<const R*>(solve.uniforms), work_);
     }
     static size_t bytes(const Program& p, const nd_solve& s, int T) {
-        size_t n = size_t(p.size) * T;
+        size_t n = numbers_of<R>(p.size, T);
         return Interpreter<R>::bytes(p, T, 1, false) + Tile<R>::bytes(p, s, T) +
-               Workspace::size_of<R>(size_t(p.rows_saved) * T) + Workspace::size_of<R>(size_t(p.rows_forward) * T) +
-               Workspace::size_of<R>(size_t(p.rows_cotangent) * T) + Workspace::size_of<Lane>(T) +
-               Tile<R>::tape_bytes(p, s) + Tile<R>::shared_bytes(p, T) + Workspace::size_of<R>(3 * n) + 6 * Workspace::size_of<double>(T) +
-               Workspace::size_of<Group>(T / PER_GROUP) + 4096;
+               Workspace::size_of<R>(numbers_of<R>(p.rows_saved, T)) + Workspace::size_of<R>(numbers_of<R>(p.rows_forward, T)) +
+               Workspace::size_of<R>(numbers_of<R>(p.rows_cotangent, T)) + Workspace::size_of<Lane>(T) +
+               Tile<R>::tape_bytes(p, s) + Tile<R>::shared_bytes(p, T) + Workspace::size_of<R>(3 * n) +
+               6 * Workspace::size_of<double>(T + PER_GROUP) + Workspace::size_of<Group>(T / PER_GROUP + 1) + 4096;
     }
 
     struct Lane {
@@ -157,6 +158,16 @@ template <class R> class Forward {
         R w[Tile<R>::MAX_STAGES];
         for (int j = 0; j < method.stages; j++)
             if (e[j] != 0) w[count] = R(e[j]), used[count++] = j;
+        if (T == 1) {
+            to[0] = 0;
+            for (int f = 0; f < D; f++) {
+                R sum = 0, scale = scale_of(f, std::fmax(std::fabs(tile.y[f]), std::fabs(tile.y1[f])));
+                for (int j = 0; j < count; j++) sum += w[j] * tile.k[used[j] * tile.N + f];
+                R part = sum * tile.h[0] / scale;
+                to[0] += part * part;
+            }
+            return;
+        }
         constexpr int L = LANES<R>;
         for (int v = 0; v < T; v += L) {
             Vec<R> total = {};
@@ -172,6 +183,10 @@ template <class R> class Forward {
             }
             store_doubles<R>(to + v, total);
         }
+    }
+
+    R scale_of(int f, R size) const { // in a tile of one sample
+        return batch.wide_tolerances() ? scale_[f] + scale_[tile.N + f] * size : R(s.atol) + R(s.rtol) * size;
     }
 
     // Stages, the state at the end, and where outputs lie inside the step what the dense output needs further.
@@ -240,6 +255,12 @@ template <class R> class Forward {
     // The state of lanes that were accepted moves to the end of their step, with the derivative there where it is known.
     void advance() {
         const R* last = tile.k + (method.stages - 1) * tile.N;
+        if (T == 1) {
+            if (flags_[0] == 0) return;
+            std::memcpy(tile.y, tile.y1, tile.N * sizeof(R));
+            if (s.fsal) std::memcpy(tile.k, last, tile.N * sizeof(R));
+            return;
+        }
         for (int v = 0; v < T; v += LANES<R>) {
             Mask<R> accepted = true_lanes<R>(flags_ + v);
             for (ptrdiff_t i = v; i < tile.N; i += T) {
@@ -389,6 +410,14 @@ template <class R> class Forward {
     }
     // Sums over features of ((x - minus) / (atol + rtol |y|))^2, by lane.
     void square_sums(const R* x, const R* minus, double* to) {
+        if (T == 1) {
+            to[0] = 0;
+            for (int f = 0; f < D; f++) {
+                R part = (minus ? x[f] - minus[f] : x[f]) / scale_of(f, std::fabs(tile.y[f]));
+                to[0] += part * part;
+            }
+            return;
+        }
         for (int v = 0; v < T; v += LANES<R>) {
             Vec<R> total = {};
             for (int f = 0; f < D; f++) {
@@ -473,6 +502,7 @@ template <class R> class Forward {
 
   private:
     Group* groups_;
+    int num_groups_;
     Controller controller_{s};
     double *size0_, *size1_, *size2_; // of the first step
     double* flags_;                   // 1 where a lane's attempt is accepted

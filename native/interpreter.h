@@ -37,10 +37,10 @@ template <class R> class Interpreter {
     }
 
     static size_t bytes(const Program& p, int T, int stages, bool backward) {
-        size_t n = packed_bytes(p.forward) + Workspace::size_of<R>(size_t(p.max_registers) * strip(T)) +
+        size_t n = packed_bytes(p.forward, T) + Workspace::size_of<R>(size_t(p.max_registers) * strip(T)) +
                    Workspace::size_of<R>(gather_size(p, T, stages));
         if (backward)
-            n += packed_bytes(p.backward) + Workspace::size_of<R>(size_t(PANEL<R>) * stages * T);
+            n += packed_bytes(p.backward, T) + Workspace::size_of<R>(size_t(PANEL<R>) * stages * T);
         return n;
     }
 
@@ -103,13 +103,22 @@ template <class R> class Interpreter {
     // Rows [first, first + n) of a lane operand one after the other: in place, or copied to `to`.
     const R* rows_of(const Operand& x, const Bases<R>& bases, int first, int n, R* to) const {
         if (x.contiguous()) return lane_row(x, bases, first);
+        if (T_ == 1) {
+            for (int i = 0; i < n; i++) to[i] = *lane_row(x, bases, first + i);
+            return to;
+        }
         for (int i = 0; i < n; i++) std::memcpy(to + ptrdiff_t(i) * T_, lane_row(x, bases, first + i), T_ * sizeof(R));
         return to;
     }
 
     void spread(const Operand& x, int first, int n, R* to) const { // uniform numbers as rows
         for (int i = 0; i < n; i++) {
-            Vec<R> v = splat<R>(u_[x.ref(first + i) & ROW_MASK]);
+            R number = u_[x.ref(first + i) & ROW_MASK];
+            if (T_ == 1) {
+                to[i] = number;
+                continue;
+            }
+            Vec<R> v = splat<R>(number);
             for (int t = 0; t < T_; t += LANES<R>) store(to + ptrdiff_t(i) * T_ + t, v);
         }
     }
@@ -121,7 +130,10 @@ template <class R> class Interpreter {
         for (const Instruction& i : section) {
             switch (i.opcode) {
             case POINTWISE: pointwise(i, bases); break;
-            case GEMM: product_of(i, packed_at(packed, product++), bases); break;
+            case GEMM:
+                if (T_ == 1) vector_of(i, packed[product++], bases);
+                else product_of(i, packed[product++], bases);
+                break;
             case REDUCE: reduce(i, bases); break;
             case SAMPLE_PRODUCT: sample_product(i, bases); break;
             default: break;
@@ -183,6 +195,23 @@ template <class R> class Interpreter {
         }
     }
 
+    void vector_of(const Instruction& i, const R* packed, const Bases<R>& bases) {
+        const Kernels<R>& k = kernels<R>();
+        int all = vector_columns<R>(i.O);
+        for (int c = 0; c < i.count; c++) {
+            const R *x = rows_of(i.x, bases, c * i.K, i.K, gathered_), *w = packed;
+            R* out = row(bases, i.out) + ptrdiff_t(c) * i.O;
+            for (int v = 0; v < all; v += VECTOR_COLUMNS) {
+                int columns = all - v < VECTOR_COLUMNS ? all - v : VECTOR_COLUMNS, o = v * LANES<R>;
+                int wanted = i.O - o < columns * LANES<R> ? i.O - o : columns * LANES<R>;
+                const R* bias = i.bias < 0 ? nullptr : u_ + i.bias + ptrdiff_t(o) * i.bias_o;
+                k.vector[columns](w, x, i.K, bias, i.bias_o, wanted, out + o);
+                w += ptrdiff_t(columns) * LANES<R> * i.K;
+            }
+            epilogue(i, bases, c * i.O, i.O, out);
+        }
+    }
+
     // Rows that an epilogue reads, on their way from memory while the products before it run.
     void look_ahead(const Instruction& i, const Bases<R>& bases, int base, int first, int rows) const {
         const Operand* read[] = {&i.add, &i.aux};
@@ -193,7 +222,8 @@ template <class R> class Interpreter {
 
     void epilogue(const Instruction& i, const Bases<R>& bases, int first, int rows, R* out) {
         auto by_rows = [&](int op, const Operand& x) {
-            if (x.contiguous()) return micro<R>(op)(out, out, lane_row(x, bases, first), nullptr, ptrdiff_t(rows) * T_);
+            if (x.contiguous() || T_ == 1)
+                return micro<R>(op)(out, out, rows_of(x, bases, first, rows, gathered_), nullptr, ptrdiff_t(rows) * T_);
             for (int r = 0; r < rows; r++) {
                 R* at = out + ptrdiff_t(r) * T_;
                 micro<R>(op)(at, at, lane_row(x, bases, first + r), nullptr, T_);
@@ -204,7 +234,24 @@ template <class R> class Interpreter {
         else if (i.act != COPY) micro<R>(i.act)(out, out, nullptr, nullptr, ptrdiff_t(rows) * T_);
     }
 
+    static R folded(int kind, R a, R b) {
+        switch (kind) {
+        case FOLD_SUM: return a + b;
+        case FOLD_MAX: return a > b || a != a ? a : b;
+        case FOLD_MIN: return a < b || a != a ? a : b;
+        default: return a * b;
+        }
+    }
+
     void reduce(const Instruction& i, const Bases<R>& bases) {
+        if (T_ == 1) {
+            for (int k = 0; k < i.n; k++) {
+                R sum = *lane_row(i.x, bases, k * i.m);
+                for (int j = 1; j < i.m; j++) sum = folded(i.kind, sum, *lane_row(i.x, bases, k * i.m + j));
+                row(bases, i.out)[k] = sum;
+            }
+            return;
+        }
         static const int ops[] = {ADD, MAX, MIN, MUL};
         Function<R> fold = micro<R>(ops[i.kind]);
         for (int k = 0; k < i.n; k++) {
@@ -215,6 +262,7 @@ template <class R> class Interpreter {
     }
 
     void sample_product(const Instruction& i, const Bases<R>& bases) {
+        if (T_ == 1) return sample_product_of_one(i, bases);
         constexpr int L = LANES<R>;
         for (int b = 0; b < i.count; b++)
             for (int r = 0; r < i.O; r++) {
@@ -232,6 +280,18 @@ template <class R> class Interpreter {
                     }
                 }
             }
+    }
+
+    void sample_product_of_one(const Instruction& i, const Bases<R>& bases) {
+        R* out = row(bases, i.out);
+        for (int b = 0; b < i.count; b++)
+            for (int r = 0; r < i.O; r++)
+                for (int j = 0; j < i.J; j++) {
+                    R sum = 0;
+                    for (int k = 0; k < i.K; k++)
+                        sum += *lane_row(i.x, bases, (b * i.O + r) * i.K + k) * *lane_row(i.z, bases, (b * i.K + k) * i.J + j);
+                    *out++ = sum;
+                }
     }
 
     // ---- gradients of parameters
@@ -271,7 +331,7 @@ template <class R> class Interpreter {
                 int first = p * PANEL<R>, wanted = features - first < PANEL<R> ? features - first : PANEL<R>;
                 for (int s = 0; s < stages; s++) {
                     Bases<R> here = stage_bases(bases, s, steps);
-                    if (s + 1 < stages) {
+                    if (s + 1 < stages && T_ >= LANES<R>) {
                         Bases<R> next = stage_bases(bases, s + 1, steps);
                         for (int j = 0; j < wanted; j++) prefetch(lane_row(wide, next, c * features + first + j), T_);
                     }
@@ -291,6 +351,15 @@ template <class R> class Interpreter {
     }
 
     void row_gradient(const Instruction& i, const Bases<R>& bases, int stages, const ptrdiff_t* steps, R* sums) {
+        if (T_ == 1) {
+            for (int k = 0; k < i.n; k++)
+                for (int j = 0; j < i.m; j++) {
+                    const R* g = lane_row(i.x, bases, k * i.m + j);
+                    ptrdiff_t step = steps[i.x.mapped() ? i.x.map[k * i.m + j] >> SPACE_SHIFT : i.x.space];
+                    for (int s = 0; s < stages; s++) sums[ptrdiff_t(k) * LANES<R>] += g[s * step];
+                }
+            return;
+        }
         for (int s = 0; s < stages; s++) {
             Bases<R> here = stage_bases(bases, s, steps);
             for (int k = 0; k < i.n; k++) {
@@ -309,10 +378,13 @@ template <class R> class Interpreter {
     static int strip(int T) { return T > STRIP ? T : STRIP / T * T; }
     int strip() const { return strip(T_); }
 
-    static size_t packed_bytes(const Section& section) {
+    static size_t packed_size(const Instruction& i, int T) {
+        return size_t(i.K) * (T == 1 ? vector_columns<R>(i.O) * LANES<R> : i.O);
+    }
+    static size_t packed_bytes(const Section& section, int T) {
         size_t n = 0, products = 0;
         for (const Instruction& i : section)
-            if (i.opcode == GEMM) n += Workspace::size_of<R>(size_t(i.O) * i.K), products++;
+            if (i.opcode == GEMM) n += Workspace::size_of<R>(packed_size(i, T)), products++;
         return n + Workspace::size_of<R*>(products);
     }
     R** pack_section(const Section& section, Workspace& work) {
@@ -322,19 +394,19 @@ template <class R> class Interpreter {
         products = 0;
         for (const Instruction& i : section) {
             if (i.opcode != GEMM) continue;
-            R* to = packed[products++] = work.take<R>(size_t(i.O) * i.K);
-            pack(u_ + i.weight, i.O, i.K, i.weight_o, i.weight_k, height_, to);
+            R* to = packed[products++] = work.take<R>(packed_size(i, T_));
+            if (T_ == 1) pack_vectors(u_ + i.weight, i.O, i.K, i.weight_o, i.weight_k, to);
+            else pack(u_ + i.weight, i.O, i.K, i.weight_o, i.weight_k, height_, to);
         }
         return packed;
     }
-    static const R* packed_at(R* const* packed, int k) { return packed[k]; }
 
     static size_t gather_size(const Program& p, int T, int stages) {
         size_t most = 0;
         const Section sections[3] = {p.forward, p.backward, p.gradient};
         for (const Section& section : sections)
             for (const Instruction& i : section) {
-                size_t n = i.opcode == GEMM ? i.K : i.opcode == WGRAD ? size_t(i.O > i.K ? i.O : i.K) * stages : 0;
+                size_t n = i.opcode == GEMM ? (T == 1 && i.O > i.K ? i.O : i.K) : i.opcode == WGRAD ? size_t(i.O > i.K ? i.O : i.K) * stages : 0;
                 most = n > most ? n : most;
             }
         return most * T;

@@ -6,9 +6,19 @@
 
 namespace NEURODE_NAMESPACE {
 
-// out[i] = op(a[i], b[i], c[i]) for i < n, a multiple of the vector length; `out` may be one of the operands.
+// out[i] = op(a[i], b[i], c[i]) for i < n; `out` may be one of the operands, and no array need be aligned.
 // Operands that the operation does not have are not read.
 template <class R> using Function = void (*)(R* out, const R* a, const R* b, const R* c, ptrdiff_t n);
+
+// The last n numbers, fewer than a vector, by way of a whole one: only tiles of one sample have such.
+template <class R> void over_rest(Function<R> f, int arity, R* out, const R* a, const R* b, const R* c, ptrdiff_t n) {
+    alignas(64) R operands[3][LANES<R>] = {}, result[LANES<R>];
+    const R* from[3] = {a, b, c};
+    for (int k = 0; k < arity; k++)
+        for (int i = 0; i < LANES<R>; i++) operands[k][i] = from[k][i < n ? i : 0];
+    f(result, operands[0], operands[1], operands[2], LANES<R>);
+    for (int i = 0; i < n; i++) out[i] = result[i];
+}
 
 template <class R> INLINE Vec<R> truth(Mask<R> m) { return from_bits<R>(m & bits<R>(splat<R>(1))); }
 template <class R> INLINE Mask<R> is_true(Vec<R> v) { return v != splat<R>(0); }
@@ -89,13 +99,15 @@ template <class R, int OP> INLINE Vec<R> apply(Vec<R> a, Vec<R> b, Vec<R> c) {
 }
 
 template <class R, int OP> void over(R* out, const R* a, const R* b, const R* c, ptrdiff_t n) {
-    constexpr int arity = arity_of(OP);
-    for (ptrdiff_t i = 0; i < n; i += LANES<R>) {
-        Vec<R> x = load(a + i), y = x, z = x;
-        if constexpr (arity > 1) y = load(b + i);
-        if constexpr (arity > 2) z = load(c + i);
-        store(out + i, apply<R, OP>(x, y, z));
+    constexpr int arity = arity_of(OP), L = LANES<R>;
+    ptrdiff_t i = 0;
+    for (; i + L <= n; i += L) {
+        Vec<R> x = load_loose(a + i), y = x, z = x;
+        if constexpr (arity > 1) y = load_loose(b + i);
+        if constexpr (arity > 2) z = load_loose(c + i);
+        store_loose(out + i, apply<R, OP>(x, y, z));
     }
+    if (i < n) over_rest<R>(over<R, OP>, arity, out + i, a + i, arity > 1 ? b + i : b, arity > 2 ? c + i : c, n - i);
 }
 
 template <> inline void over<float, TANH>(float* out, const float* a, const float*, const float*, ptrdiff_t n) {
@@ -103,11 +115,12 @@ template <> inline void over<float, TANH>(float* out, const float* a, const floa
     ptrdiff_t i = 0;
     for (; i + K * L <= n; i += K * L) {
         F x[K];
-        for (int k = 0; k < K; k++) x[k] = load(a + i + k * L);
+        for (int k = 0; k < K; k++) x[k] = load_loose(a + i + k * L);
         tanh_of(x);
-        for (int k = 0; k < K; k++) store(out + i + k * L, x[k]);
+        for (int k = 0; k < K; k++) store_loose(out + i + k * L, x[k]);
     }
-    for (; i < n; i += L) store(out + i, vtanh(load(a + i)));
+    for (; i + L <= n; i += L) store_loose(out + i, vtanh(load_loose(a + i)));
+    if (i < n) over_rest<float>(over<float, TANH>, 1, out + i, a + i, nullptr, nullptr, n - i);
 }
 
 template <class R, int OP> struct Table {

@@ -7,6 +7,7 @@ namespace NEURODE_NAMESPACE {
 // A micro-kernel keeps ROWS x COLUMNS vectors of results in registers: 24 of 32 registers, 12 of 16.
 // With one column of vectors (tiles of one vector) as many rows as that; with two, half: fewer loads a product.
 constexpr int ACCUMULATORS = MANY_REGISTERS ? 24 : 12;
+constexpr int VECTOR_COLUMNS = 8; // sums beside each other where features lie in the lanes: as many as hide the latency
 constexpr int WEIGHTS_AHEAD = 256; // numbers; weights of wide layers come from beyond the second-level cache
 
 // Rows of a matrix are cut into blocks of nearly equal height, at most `most`; the first `taller` have one row more.
@@ -64,7 +65,7 @@ void outer_block(const R* __restrict g, ptrdiff_t step, ptrdiff_t slab, int slab
     prefetch(acc, ROWS * W);
     for (int s = 0; s < slabs; s++) {
         const R *row = g + s * slab, *next = s + 1 < slabs ? row + slab : after;
-        for (int r = 0; r < ROWS; r++) prefetch(next + r * step, T);
+        for (int r = 0; T >= L && r < ROWS; r++) prefetch(next + r * step, T);
         for (int t = 0; t < T; t++) {
             Vec<R> column[COLUMNS];
             UNROLL for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
@@ -79,6 +80,52 @@ void outer_block(const R* __restrict g, ptrdiff_t step, ptrdiff_t slab, int slab
         UNROLL for (int v = 0; v < COLUMNS; v++) store(acc + r * W + v * L, load(acc + r * W + v * L) + sum[r][v]);
 }
 
+// ---- one sample: features lie in the lanes
+
+// out[o] = bias[o] + sum_k w[k][o] x[k] for COLUMNS vectors of outputs, the last `wanted` numbers of them at most. Few columns take
+// several k at once, each into sums of their own: a sum alone would wait for itself.
+template <class R, int COLUMNS>
+void vector_block(const R* __restrict w, const R* __restrict x, int K, const R* bias, ptrdiff_t bias_step, int wanted,
+                  R* __restrict out) {
+    constexpr int L = LANES<R>, W = COLUMNS * L, AT_ONCE = VECTOR_COLUMNS / COLUMNS;
+    Vec<R> sum[AT_ONCE][COLUMNS] = {};
+    int k = 0;
+    for (; k + AT_ONCE <= K; k += AT_ONCE, w += AT_ONCE * W)
+        UNROLL for (int q = 0; q < AT_ONCE; q++) {
+            Vec<R> number = splat<R>(x[k + q]);
+            UNROLL for (int v = 0; v < COLUMNS; v++) sum[q][v] += number * load(w + q * W + v * L);
+        }
+    for (; k < K; k++, w += W)
+        UNROLL for (int v = 0; v < COLUMNS; v++) sum[0][v] += splat<R>(x[k]) * load(w + v * L);
+    for (int q = 1; q < AT_ONCE; q++)
+        UNROLL for (int v = 0; v < COLUMNS; v++) sum[0][v] += sum[q][v];
+    if (bias) {
+        alignas(64) R start[W] = {};
+        for (int o = 0; o < wanted; o++) start[o] = bias[o * bias_step];
+        UNROLL for (int v = 0; v < COLUMNS; v++) sum[0][v] += load(start + v * L);
+    }
+    UNROLL for (int v = 0; v < COLUMNS - 1; v++) store_loose(out + v * L, sum[0][v]);
+    int last = wanted - (COLUMNS - 1) * L;
+    if (last == L) store_loose(out + (COLUMNS - 1) * L, sum[0][COLUMNS - 1]);
+    else store_part(out + (COLUMNS - 1) * L, sum[0][COLUMNS - 1], last);
+}
+
+// Packs for it: blocks of VECTOR_COLUMNS vectors of outputs and a narrower last one, zeros where outputs end within a vector.
+template <class R> int vector_columns(int O) { return (O + LANES<R> - 1) / LANES<R>; }
+template <class R> void pack_vectors(const R* m, int O, int K, ptrdiff_t so, ptrdiff_t sk, R* to) {
+    constexpr int L = LANES<R>;
+    for (int v = 0; v < vector_columns<R>(O); v += VECTOR_COLUMNS) {
+        int columns = vector_columns<R>(O) - v < VECTOR_COLUMNS ? vector_columns<R>(O) - v : VECTOR_COLUMNS;
+        int wanted = O - v * L < columns * L ? O - v * L : columns * L;
+        const R* from = m + ptrdiff_t(v) * L * so;
+        for (int k = 0; k < K; k++, to += columns * L) {
+            if (so == 1) std::memcpy(to, from + k * sk, wanted * sizeof(R));
+            for (int o = so == 1 ? wanted : 0; o < columns * L; o++) to[o] = o < wanted ? from[o * so + k * sk] : R(0);
+        }
+    }
+}
+
+template <class R> using VectorBlock = void (*)(const R*, const R*, int, const R*, ptrdiff_t, int, R*);
 template <class R>
 using ProductBlock = void (*)(const R*, const R*, int, int, const R*, ptrdiff_t, R*);
 template <class R>
@@ -88,9 +135,15 @@ using OuterBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, int, int, const R*, 
 template <class R> struct Kernels {
     ProductBlock<R> product[3][ACCUMULATORS + 1];
     OuterBlock<R> outer[3][ACCUMULATORS + 1];
+    VectorBlock<R> vector[VECTOR_COLUMNS + 1];
     Kernels() {
+        fill_vector<VECTOR_COLUMNS>();
         fill<ACCUMULATORS, 1>();
         fill<ACCUMULATORS / 2, 2>();
+    }
+    template <int COLUMNS> void fill_vector() {
+        vector[COLUMNS] = vector_block<R, COLUMNS>;
+        if constexpr (COLUMNS > 1) fill_vector<COLUMNS - 1>();
     }
     template <int ROWS, int COLUMNS> void fill() {
         product[COLUMNS][ROWS] = product_block<R, ROWS, COLUMNS>;
@@ -119,6 +172,10 @@ template <class R, class Row> void to_panel(Row row, int features, int T, R* to)
         if (j >= features) {
             for (int t = 0; t < T; t++)
                 for (int i = 0; i < Q; i++) to[t * P + j + i] = 0;
+            continue;
+        }
+        if (T == 1) {
+            for (int i = 0; i < Q; i++) to[j + i] = j + i < features ? *row(j + i) : R(0);
             continue;
         }
         bool even = j + Q <= features;

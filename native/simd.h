@@ -71,6 +71,16 @@ template <class R> INLINE void store(R* p, Vec<R> v) { *reinterpret_cast<Vec<R>*
 
 template <class R> INLINE void store_loose(R* p, Vec<R> v) { *reinterpret_cast<typename Types<R>::Loose*>(p) = v; }
 
+// The first n numbers of a vector, n < LANES.
+template <class R> INLINE void store_part(R* p, Vec<R> v, int n) {
+#if NEURODE_VECTOR_BYTES == 64
+    if constexpr (sizeof(R) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+    else return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#else
+    for (int i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
 // Asks for n numbers to be in the first-level cache when they are needed.
 template <class R> INLINE void prefetch(const R* p, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += ptrdiff_t(64 / sizeof(R))) __builtin_prefetch(p + i);
