@@ -2,7 +2,7 @@
 
     python benchmarks/engine.py [--rows P1 hidden ...] [--small] [--out benchmarks/results/engine.json]
 
-One core and one thread for everybody (the row of two threads apart), candidates in turn, medians of many rounds, errors
+One core and one thread for everybody (two threads: training_threads.py), candidates in turn, medians of many rounds, errors
 against float64 beside every time. Peers that are not installed are named as absent. `make bench-engine` installs them.
 """
 
