@@ -433,3 +433,8 @@ def test_bounds_of_the_step(batch_dim: int | None) -> None:
     assert float(short.ts.flatten().diff().max()) <= 0.05 * 1.02
     forced = solve(decay, torch.ones(1, 1), (0, 1), min_step=0.25, rtol=1e-12, atol=1e-12, **options)
     assert int(forced.stats.num_accepted if batch_dim is None else forced.stats.num_accepted[0]) == 4
+
+
+def test_one_event_needs_no_list() -> None:
+    event = neurode.Event(lambda t, y: y - 0.5, terminal=True)
+    assert neurode.solve(lambda t, y: -y, 1.0, (0, 5), events=event).success
