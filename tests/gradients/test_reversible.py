@@ -226,6 +226,18 @@ def test_methods_that_cannot_be_coupled_name_strategies_that_can():
         neurode.solve(lambda t, y: -y, [1.0], (0, 1), method="explicit_adams", steps=9, gradient="reversible")
 
 
+@pytest.mark.parametrize("batch_dim", [None, 0])
+def test_rounding_that_would_drown_the_gradient_is_an_error(batch_dim):
+    """0.9 ** -320 times the rounding of float64 is 0.1 of the states: measured, the gradient is off by a hundredth."""
+    solve = lambda coupling, steps: neurode.solve(
+        lambda t, y: -y, torch.ones(2, 1), (0, 1), method=Reversible("rk4", coupling), steps=steps, gradient="reversible",
+        batch_dim=batch_dim,
+    )  # fmt: skip
+    with pytest.raises(neurode.GradientError, match=r"over 320 steps with coupling=0.9 .*nearer to 1"):
+        solve(0.9, 320)
+    solve(0.9, 160), solve(0.999, 320), solve(1.0, 320)
+
+
 def test_second_derivatives_name_the_tape():
     w = torch.tensor(0.5, requires_grad=True)
     sol = neurode.solve(lambda t, y: w * y, [1.0], (0, 1), method="rk4", steps=3, gradient="reversible")

@@ -287,8 +287,13 @@ class Sweep:
     def _present(self, rows: Tensor | None) -> Tensor | None:
         """Which rows `f` is to be called with from now on; None for all."""
         rows = None if rows is None or len(rows) == len(self.a) else rows
-        self.replayed.take(rows)
+        self._take(rows)
         return rows
+
+    @torch.enable_grad()
+    def _take(self, rows: Tensor | None) -> None:
+        """Rows are cut from the data of `args` on the tape, one cut for each pass of autograd."""
+        self.replayed.take(rows)
 
     def _point(self, t: Tensor, state: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Time, state and adjoint as `f` and its derivative take them."""
@@ -298,7 +303,13 @@ class Sweep:
         else:
             a = a.reshape(self.shape)
             y = y if y is None else y.reshape(self.shape)
-        return t, self.path(t, rows) if y is None else y, a
+        return t, self._along(t, rows) if y is None else y, a
+
+    def _along(self, t: Tensor, rows: Tensor | None) -> Tensor:
+        """The forward solution at a time; where a row failed, a good one's."""
+        y = self.path(t, rows)
+        gone = None if self.gone is None else self.gone if rows is None else self.gone[rows]
+        return y if gone is None or bool(gone.all()) else standins._instead(y, gone)
 
     def _vjp(self, t: Tensor, y: Tensor, a: Tensor, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The derivative, and the gradients of `<a, f(t, y)>` with respect to y and `inputs`."""
@@ -314,7 +325,7 @@ class Sweep:
 
     def add(self, t: Tensor, state: Tensor, weight: Any, rows: Tensor | None, moved: Tensor | None) -> None:
         """Add one node's part to the gradients of the inputs."""
-        self.replayed.take(rows)
+        self._take(rows)
         t, y, a = self._point(t, state, rows)
         with torch.enable_grad():
             dy = self.replayed.field(t, y.detach())
