@@ -135,7 +135,7 @@ def plot(steps: tuple[int, ...], tables: dict[str, dict[str, list[float]]], path
     axes.set_xticks([], minor=True)
     axes.set_title("The continuous adjoint against the exact gradient")
     axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.legend(fontsize=7, ncols=3)
+    figure.legend(fontsize=7, ncols=3, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     print(f"wrote {path}")

@@ -3,7 +3,8 @@
     python benchmarks/reversible.py [--small]
 
 The field is that of the trained spiral classifier. Rounding is the distance from the gradient on PyTorch's tape through the same
-scheme, `neurode.Reversible("rk4")`, as a share of its norm. Times are medians of interleaved forward and backward passes.
+scheme, `neurode.Reversible("rk4")`, as a share of its norm. Times are medians of
+the processor time of interleaved forward and backward passes.
 """
 
 from __future__ import annotations
@@ -49,16 +50,31 @@ def _gradient(model: Classifier, steps: int, gradient: Any, method: Any) -> Tens
 
 
 def medians(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, in turn, so that a slow spell meets all alike."""
+    """Median processor seconds of each, in turn: others on the machine take their share of the clock, not of these."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
         for name, run in runs.items():
             gc.collect()
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if round_:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report_times(model: Classifier, rounds: int) -> None:
+    """Forward and backward, beside the tape through the same scheme and through the base method."""
+    pairs = {
+        "rk4 on the tape": ("autograd", "rk4"),
+        "Reversible('rk4') on the tape": ("autograd", Reversible("rk4")),
+        "reversible": ("reversible", "rk4"),
+    }
+    runs = {name: (lambda g=g, m=m: _gradient(model, TIMED, g, m)) for name, (g, m) in pairs.items()}
+    times = medians(runs, rounds)
+    base, coupled = (times[name] for name in list(pairs)[:2])
+    print(f"\nforward and backward, {TIMED} steps, {torch.get_num_threads()} thread(s)")
+    for name, seconds in times.items():
+        print(f"  {name:32s}{1e3 * seconds:8.1f} ms {seconds / base:6.2f}x {seconds / coupled:6.2f}x")
 
 
 def main() -> None:
@@ -76,17 +92,7 @@ def main() -> None:
     print("\npeak live storage, KB\n  " + " " * 24 + "".join(f"{n:>10d}" for n in memory))
     peaks = [peak_memory(lambda n=n: [_gradient(model, n, "reversible", "rk4")]) / 1e3 for n in memory]
     print(f"  {'reversible':24s}" + "".join(f"{peak:10.0f}" for peak in peaks))
-    pairs = {
-        "rk4 on the tape": ("autograd", "rk4"),
-        "Reversible('rk4') on the tape": ("autograd", Reversible("rk4")),
-        "reversible": ("reversible", "rk4"),
-    }
-    runs = {name: (lambda g=g, m=m: _gradient(model, TIMED, g, m)) for name, (g, m) in pairs.items()}
-    times = medians(runs, 2 if small else 9)
-    base, coupled = (times[name] for name in list(pairs)[:2])
-    print(f"\nforward and backward, {TIMED} steps, {torch.get_num_threads()} thread(s)")
-    for name, seconds in times.items():
-        print(f"  {name:32s}{1e3 * seconds:8.1f} ms {seconds / base:6.2f}x {seconds / coupled:6.2f}x")
+    report_times(model, 2 if small else 9)
 
 
 if __name__ == "__main__":
