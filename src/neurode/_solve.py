@@ -144,6 +144,8 @@ def solve(
             "norm": norm, "first_step": first_step, "min_step": min_step, "max_step": max_step, "max_steps": max_steps,
             "on_failure": on_failure, "compact": compact, "check_tolerance": check_tolerance,
         }  # fmt: skip
+        if isinstance(t_eval, list | tuple):
+            t_eval = torch.tensor(t_eval, dtype=torch.float64)
         if _operator.suits(f, y0, t_span, t_eval, args, options):
             return _operator.solve(f, y0, t_span, t_eval, args, options)
     layout, state = read_state(y0, batch_dim)

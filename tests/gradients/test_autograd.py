@@ -130,6 +130,14 @@ def test_torch_compile_recompiles_once_for_another_batch_size(dynamic: bool | No
     assert counter.frame_count == compiled
 
 
+@pytest.mark.parametrize("options", [dict(steps=4, t_eval=[0.1, 0.5, 1.0]), dict(grid=[0.0, 0.2, 1.0])])
+def test_torch_compile_takes_times_as_lists(options: dict) -> None:
+    field = neurode.nn.MLP(3, (8,), zero_init=False)
+    run = lambda x: solve(field, x, (0, 1), method="rk4", **options).ys
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(x), run(x))
+
+
 def test_torch_compile_gives_the_same_gradients() -> None:
     torch._dynamo.reset()
     model, x = Model(), torch.randn(5, 2)
