@@ -24,7 +24,8 @@ def test_import_is_lean() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     roots = {name.split(".")[0] for name in out}
     assert not roots & {"matplotlib", "scipy", "tyro", "tqdm", "safetensors", "PIL"}
-    assert not {name for name in out if name.startswith(("torch._dynamo", "torch._inductor"))}
+    tracers = ("torch._dynamo", "torch._inductor", "torch.fx.experimental.proxy_tensor")
+    assert not {name for name in out if name.startswith(tracers)}
 
 
 EXTRAS = ("numpy", "scipy", "matplotlib", "PIL", "tyro", "tqdm", "safetensors", "torchdiffeq", "jaxtyping")
