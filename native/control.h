@@ -27,7 +27,7 @@ struct Controller {
                b3 = s.derivative / s.order;
         D logs = vlog(choose<double>(ratio > d(1e-30), ratio, d(1e-30)));
         D up = vexp(d(b2) * before - d(b1) * logs - d(b3) * earlier);
-        D down = b2 == 0 && b3 == 0 && s.integral == 1 ? up : vexp(d(-1 / s.order) * logs);
+        D down = any<double>(ratio > d(1)) ? vexp(d(-1 / s.order) * logs) : up; // of rejected attempts alone
         return {clamp(d(s.safety) * up, s.shrink_accepted ? s.min_factor : 1.0, s.max_factor),
                 clamp(d(s.safety) * down, s.min_factor, 1.0), choose<double>(logs > d(LOG_FLOOR), logs, d(LOG_FLOOR))};
     }

@@ -99,7 +99,14 @@ template <class R> class Joint {
 
     // Ten times the distance to the next float64; around t = 0 the span sets the scale.
     double resolution() const {
-        auto ulp = [](double x) { return std::nextafter(x, INF) - x; };
+        auto ulp = [](double x) { // of a number that is not negative: its bits count up
+            int64_t i;
+            double next;
+            std::memcpy(&i, &x, sizeof x);
+            i++;
+            std::memcpy(&next, &i, sizeof x);
+            return next - x;
+        };
         return 10 * ulp(std::fmax(std::fabs(pace_.t), ulp(span_)));
     }
     int64_t propose() {

@@ -299,16 +299,16 @@ class Work:
         s = self.solve = self.describe(y0, data, t0, t1, grid, t_eval)
         y1 = torch.empty(y0.shape, dtype=y0.dtype)
         ys = None if t_eval is None else y0.new_empty(len(t_eval), *y0.shape)
-        self.t_end = torch.zeros(self.rows, dtype=torch.float64)
-        self.counts = torch.zeros(4, self.rows, dtype=torch.int64)
-        s.y1, s.ys, s.t_end = y1.data_ptr(), pointer(ys), self.t_end.data_ptr()
-        first, row = self.counts.data_ptr(), 8 * self.rows
+        self.facts = torch.empty(5, self.rows, dtype=torch.int64)  # four counts, and the bits of where each row ended
+        s.y1, s.ys = y1.data_ptr(), pointer(ys)
+        first, row = self.facts.data_ptr(), 8 * self.rows
         s.status, s.evaluations, s.accepted, s.rejected = first, first + row, first + 2 * row, first + 3 * row
+        s.t_end = first + 4 * row
         self.machine.forward(s)
         if self.recording:
             self.trace = Trace(self.machine, s.trace)
         self.times_given = (t0, t1, grid, t_eval)
-        self.most = self.counts.view(4).tolist() if self.rows == 1 else self.counts.amax(1).tolist()
+        self.most = (self.facts if self.rows == 1 else self.facts.amax(1)).view(-1).tolist()
         calls = self.most[1]
         self.problem.field.num_calls += calls
         self.bound.count(calls)
@@ -387,9 +387,11 @@ class Work:
         ts = end.unsqueeze(0) if ys is None else problem.t_eval
         ys = y1.unsqueeze(0) if ys is None else ys
         if problem.layout.batched:
-            return Outcome(y1, ts, ys, self.t_end, *self.counts.unbind())
-        code, *counts = self.most
-        return Outcome(y1, ts, ys, float(self.t_end[0]), STATUSES[code], *counts)
+            *counts, ends = self.facts.unbind()
+            return Outcome(y1, ts, ys, ends.view(torch.float64), *counts)
+        code, *counts, _ = self.most
+        t_end = c_double.from_address(self.solve.t_end).value
+        return Outcome(y1, ts, ys, t_end, STATUSES[code], *counts)
 
 
 class NativeSolve(torch.autograd.Function):
