@@ -64,7 +64,6 @@ class _Store:
 _store = _Store()
 
 
-@torch._dynamo.assume_constant_result  # run once, when the graph is made
 def _request(f: nn.Module, keys: str, integers: str, floats: str, single: bool, rows: str, *values: Any) -> int:
     """Note a request; its number is a constant of the graph."""
     names = tuple(name for name, _ in itertools.chain(f.named_parameters(), f.named_buffers()))
@@ -74,6 +73,11 @@ def _request(f: nn.Module, keys: str, integers: str, floats: str, single: bool, 
         request = Request(f, options, tuple(integers.split()), tuple(floats.split()), names, per_row, single)
         _store.requests.append(request)
         return len(_store.requests) - 1
+
+
+# Run once, when the graph is made. This is all that torch.compiler.assume_constant_result does after importing the compiler,
+# which takes seconds and which an import of neurode must not wait for.
+_request._dynamo_marked_constant = True  # pyrefly: ignore[missing-attribute]
 
 
 def suits(f: Any, y0: Any, t_span: Any, t_eval: Any, args: Any, options: dict[str, Any]) -> bool:
