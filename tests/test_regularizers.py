@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import neurode
 from neurode import Continuous, Discrete, solve
+from neurode.fused.native import library
+from neurode.fused.refusal import CannotLower
 from neurode.methods import METHODS
 from neurode.regularizers import jacobian_frobenius, kinetic_energy, random_end_time, random_step
 
@@ -185,6 +187,35 @@ def test_inference_and_constant_fields() -> None:
 def test_what_is_no_integrand_is_refused(integrate: Any, match: str) -> None:
     with pytest.raises(neurode.InputError, match=match):
         solve(lambda t, y: -y, torch.ones(3), (0.0, 1.0), method="rk4", steps=3, integrate=integrate)
+
+
+def test_transforms_are_refused_where_f_is_differentiated_and_work_where_not() -> None:
+    field, y0 = Net(), torch.randn(4, 2)
+
+    def total(y: Tensor, integrate: Any) -> Tensor:
+        return solve(field, y, (0.0, 1.0), method="rk4", steps=2, integrate=integrate).integrals.sum()
+
+    with pytest.raises(neurode.GradientError, match=r"torch\.autograd\.grad"):
+        torch.func.grad(total)(y0, jacobian_frobenius(NOISE))
+    moving = y0.clone().requires_grad_()
+    exact = torch.autograd.grad(total(moving, kinetic_energy()), moving)[0]
+    torch.testing.assert_close(torch.func.grad(total)(y0, kinetic_energy()), exact)
+
+
+def test_the_fused_engine_takes_both_where_it_is_built() -> None:
+    try:
+        library()
+    except CannotLower as error:
+        pytest.skip(f"no native engine: {error}")
+    field, y0 = Net(), torch.randn(4, 2)
+    results = []
+    for engine in ("eager", "fused"):
+        sizes = [kinetic_energy(), jacobian_frobenius(NOISE)]
+        sol = solve(field, y0, (0.0, 1.0), method="rk4", steps=6, batch_dim=0, integrate=sizes, engine=engine)
+        loss = sum(x.sum() for x in sol.integrals) + sol.y1.sin().sum()
+        results.append(torch.autograd.grad(loss, list(field.parameters())))
+    for x, y in zip(*results, strict=True):
+        assert (x - y).norm() <= 1e-11 * max(1.0, float(x.norm()))
 
 
 # ---- what the steps themselves estimate

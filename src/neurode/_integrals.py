@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from neurode._errors import FieldError, InputError
+from neurode._errors import FieldError, GradientError, InputError
 from neurode._field import Field, per_row, take_rows
 from neurode._problem import Problem
 from neurode._solution import EventRecord, Solution
@@ -85,6 +85,7 @@ class Integrands:
         """`f(t, y, *args)` and the values of all integrands there."""
         recording = torch.is_grad_enabled()
         if self.inside:
+            _refuse_transforms()
             t, args, noises = pytree.tree_map(_usable, (t, tuple(args), noises))
         with _differentiable(y) if self.inside else contextlib.nullcontext(y) as y:
             out = f(t, y, *args)
@@ -105,6 +106,14 @@ def _differentiable(y: Any) -> Iterator[Any]:
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         yield pytree.tree_map(lambda x: x if recording and x.requires_grad else x.detach().clone().requires_grad_(), y)
+
+
+def _refuse_transforms() -> None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise GradientError(
+            "a regularizer that differentiates f (jacobian_frobenius) does not run within torch.func transforms. Take the"
+            " gradient by torch.autograd.grad or backward()."
+        )
 
 
 def _usable(x: Any) -> Any:
