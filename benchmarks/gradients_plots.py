@@ -51,10 +51,16 @@ def memory(results: dict[str, Any], path: pathlib.Path) -> None:
         colour, marker = _look(name)
         mine = colour != GREY
         axes.loglog(
-            steps, curves[name], color=colour, marker=marker, lw=1.8 if mine else 1.0, ls="-" if mine else "--", ms=4.5
+            steps[: len(curves[name])],
+            curves[name],
+            color=colour,
+            marker=marker,
+            lw=1.8 if mine else 1.0,
+            ls="-" if mine else "--",
+            ms=4.5,
         )
         axes.annotate(
-            name, (steps[-1], curves[name][-1]), (steps[-1] * 1.22, 10**height), color=colour, va="center", fontsize=8.5,
+            name, (steps[len(curves[name]) - 1], curves[name][-1]), (steps[-1] * 1.22, 10**height), color=colour, va="center", fontsize=8.5,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3},
         )  # fmt: skip
     axes.set_xlabel("steps of RK4")
