@@ -59,10 +59,10 @@ def memory(results: dict[str, Any], path: pathlib.Path) -> None:
             ls="-" if mine else "--",
             ms=4.5,
         )
-        axes.annotate(
-            name, (steps[len(curves[name]) - 1], curves[name][-1]), (steps[-1] * 1.22, 10**height), color=colour, va="center", fontsize=8.5,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3},
-        )  # fmt: skip
+        last = (steps[len(curves[name]) - 1], curves[name][-1])
+        line = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3}
+        beside = {"color": colour, "va": "center", "fontsize": 8.5, "arrowprops": line}
+        axes.annotate(name, last, (steps[-1] * 1.22, 10**height), **beside)
     axes.set_xlabel("steps of RK4")
     axes.set_ylabel("peak memory, KB")
     axes.set_title("Memory of a gradient: spiral field, batch 128", loc="left")
