@@ -155,7 +155,7 @@ def torchode(problem: Problem, adjoint: str) -> Candidate:
     y0, parameters = problem.y0.clone().requires_grad_(), list(term.parameters())
 
     def run() -> list[Tensor]:
-        asked = to.InitialValueProblem(y0=y0, t_start=start, t_end=end, t_eval=end[:, None])
+        asked = to.InitialValueProblem(y0=y0, t_start=start, t_end=end, t_eval=torch.stack([start, end], 1))
         y1 = solver.solve(asked).ys[:, -1]
         return list(torch.autograd.grad(y1.square().mean(), [y0, *parameters]))
 
