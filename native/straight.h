@@ -21,12 +21,6 @@ struct LineRow {
         NUMBER,   // a uniform number
         SPARE,    // lives within a list
         OUT,      // dy/dt of the stage
-        KEPT,     // a value of the stage that the way back reads again
-        INCOMING, // the cotangent of dy/dt
-        GRAD_STATE, // what the stage leaves for its state, its time, the sample's data
-        GRAD_TIME,
-        GRAD_DATA,
-        TOTAL, // an accumulator, by its place in `totals`
     } kind = NONE;
     int32_t index = 0;
 };
@@ -35,32 +29,24 @@ struct Line {
     LineRow out, operands[3];
 };
 
-// The values of f and of its vector-Jacobian product, and the lists that compute them. A value's operands stand before it.
+// The values of f, and the list that computes them. A value's operands stand before it.
 struct Straight {
     struct Value {
         int32_t op, a, b, c; // LEAF: row b of space a (uniform number b where the space is UNIFORM); else operands, -1: none
     };
-    struct Sum { // accumulator `acc` += `g`, or += `g` times `x` where there is an x: over lanes, stages, steps
-        int32_t acc, g, x;
-    };
     static constexpr int32_t LEAF = -1;
 
     std::vector<Value> values;
-    std::vector<int32_t> out;                  // D values: dy/dt
-    std::vector<int32_t> grad_y, grad_rowdata; // the cotangents that the backward section leaves; empty where absent
-    int32_t grad_t = -1;
-    std::vector<Sum> sums;
-
-    std::vector<Line> forward, replay, backward; // dy/dt; the same with KEPT rows; the way back after a replay
-    std::vector<int32_t> totals;                 // accumulators that `backward` adds to
-    int32_t num_spare = 0, num_kept = 0, num_uniform = 0;
+    std::vector<int32_t> out; // D values: dy/dt
+    std::vector<Line> forward;
+    int32_t num_spare = 0, num_uniform = 0;
     bool reads_time = false;
 
     static int arity(int op) { return op == FMS ? 3 : arity_of(op); }
     bool is(int v, int op) const { return values[v].op == op; }
 };
 
-// The straight list of a program, or false where it has too many operations, or matrices, for one.
+// The straight list of the way forward, or false where it has too many operations, or matrices, for one.
 bool straighten(const Program& program, Straight& to);
 
 } // namespace neurode

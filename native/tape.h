@@ -12,8 +12,8 @@ using neurode::Straight;
 
 // Where the rows of one stage begin; T numbers a row.
 template <class R> struct StageRows {
-    const R *time = nullptr, *state = nullptr, *data = nullptr, *incoming = nullptr;
-    R *out = nullptr, *kept = nullptr, *grad_state = nullptr, *grad_time = nullptr, *grad_data = nullptr;
+    const R *time = nullptr, *state = nullptr, *data = nullptr;
+    R* out = nullptr;
 };
 
 // What all tapes of a solve share: rows for what is in between, and uniform numbers spread over a row where a line needs that.
@@ -81,14 +81,8 @@ template <class R> class Tape {
         case LineRow::TIME: return const_cast<R*>(at.time);
         case LineRow::STATE: return of(const_cast<R*>(at.state));
         case LineRow::DATA: return of(const_cast<R*>(at.data));
-        case LineRow::INCOMING: return of(const_cast<R*>(at.incoming));
         case LineRow::SPARE: return of(rows_.spare);
         case LineRow::OUT: return of(at.out);
-        case LineRow::KEPT: return of(at.kept);
-        case LineRow::GRAD_STATE: return of(at.grad_state);
-        case LineRow::GRAD_TIME: return of(at.grad_time);
-        case LineRow::GRAD_DATA: return of(at.grad_data);
-        case LineRow::TOTAL: return of(totals);
         default: return nullptr;
         }
     }
@@ -108,10 +102,6 @@ template <class R> class Tape {
                              kernel ? nullptr : micro<R>(line.op), 0, T_};
     }
 
-  public:
-    R* totals = nullptr; // accumulators of a way back, a row each
-
-  private:
     int T_, size_ = 0;
     const R* u_;
     TapeRows<R>& rows_;
