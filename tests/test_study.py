@@ -79,6 +79,7 @@ def test_engines_are_timed_in_the_run_and_differ_by_rounding(finished: pathlib.P
             assert each["refusal"][:60] in html.unescape(page) and results["models"][name]["engines"] == ["eager"]
         else:
             assert each["fused"] > 0 and each["outputs"] < 1e-5 and each["gradients"] < 1e-4
+            assert each["outputs in float64"] < 1e-13 and each["gradients in float64"] < 1e-12
             assert results["models"][name]["engines"] == ["fused"]
     assert results["models"]["resnet"]["engines"] == ["PyTorch"]
 

@@ -28,7 +28,7 @@ def compare(models: dict[str, Classifier], settings: Settings, points: Tensor, l
 
     Returns:
         For each the milliseconds on `"eager"` and, where it can be used, `"fused"`, with the relative differences of the
-        trained model's `"outputs"` and `"gradients"` between them; else `"refusal"`, why it cannot.
+        trained model's `"outputs"` and `"gradients"` between them, also in float64; else `"refusal"`, why it cannot.
     """
     return {name: _compare(name, models[name], settings, points, labels) for name in ODES}
 
@@ -47,7 +47,11 @@ def _compare(name: str, model: Classifier, settings: Settings, points: Tensor, l
         for engine, side in sides.items():
             rounds[engine].append(side.epoch())
     found |= {engine: 1000 * statistics.median(seconds) for engine, seconds in rounds.items()}
-    return found if "refusal" in found else found | _difference(model, points, labels)
+    if "refusal" not in found:
+        found |= _difference(model, points, labels)
+        double = _difference(copy.deepcopy(model).double(), points.double(), labels)
+        found |= {f"{what} in float64": value for what, value in double.items()}
+    return found
 
 
 class _Training:
