@@ -9,7 +9,7 @@
 #define NEURODE_EXPORT __attribute__((visibility("default")))
 #endif
 
-#define NEURODE_ABI 3
+#define NEURODE_ABI 4
 
 enum { ND_SUCCESS = 0, ND_MAX_STEPS = 2, ND_UNDERFLOW = 3, ND_NON_FINITE = 4 }; /* Status.code of _solution.py */
 
@@ -41,6 +41,9 @@ typedef struct nd_solve {
     double proportional, integral, derivative, safety, min_factor, max_factor;
     int64_t hold, shrink_accepted;
     double first_step, min_step, max_step; /* first_step <= 0: automatic */
+    double stretch; /* a step that reaches so many times its length to the end takes it all */
+    int64_t num_groups;    /* joint: the error norm is the largest root mean square of these many groups of features; */
+    const int64_t* groups; /* ends of the groups, the last D */
     int64_t max_steps;
     /* ---- outputs */
     const double* t_eval; /* or null */

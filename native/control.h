@@ -8,8 +8,6 @@ namespace NEURODE_NAMESPACE {
 typedef Vec<double> Doubles;
 typedef Mask<double> Truths;
 
-constexpr double STRETCH = 1.01; // a step that would leave less than 1 % of itself takes the rest too, as in DOPRI5
-
 // PID control in logarithms, so that lanes go through it as vectors.
 struct Controller {
     const nd_solve& s;
@@ -67,7 +65,7 @@ template <class V> struct Pace {
         h = pick(h > number(s.min_step), h, number(s.min_step)); // a NaN becomes the least length
         h = pick(h < number(s.max_step), h, number(s.max_step));
         V far = (goal - t) * sign;
-        end = pick(h * number(STRETCH) >= far, goal, t + h * sign);
+        end = pick(h * number(s.stretch) >= far, goal, t + h * sign);
     }
     V length() const { return (end - t) * sign; }
     auto accepts(const nd_solve& s, V ratio) const { // NaN: no

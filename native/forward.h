@@ -56,6 +56,7 @@ template <class R> class Forward {
           worker_(worker), patience(watch),
           work_(bytes(program, solve, T)), run(program, static_cast<const R*>(solve.uniforms), T, 1, false, work_),
           tile(program, method, run, work_), T(T), D(program.size) {
+        group_end = D;
         saved_size = numbers_of<R>(program.rows_saved, T);
         saved = work_.take<R>(saved_size);
         bases[SCRATCH] = work_.take<R>(numbers_of<R>(program.rows_forward, T));
@@ -152,7 +153,8 @@ template <class R> class Forward {
         for (int l = 0; l < T; l += PER_GROUP) store(to + l, vsqrt(load(to + l) / d(D)));
     }
 
-    // Sums over features of (h sum_i e_i k_i / (atol + rtol max(|y0|, |y1|)))^2, by lane.
+    // Sums over the features of a group (all of them, but for a joint norm of several) of
+    // (h sum_i e_i k_i / (atol + rtol max(|y0|, |y1|)))^2, by lane.
     void error_sums(const double* e, double* to) {
         int used[Tile<R>::MAX_STAGES], count = 0;
         R w[Tile<R>::MAX_STAGES];
@@ -160,7 +162,7 @@ template <class R> class Forward {
             if (e[j] != 0) w[count] = R(e[j]), used[count++] = j;
         if (T == 1) {
             to[0] = 0;
-            for (int f = 0; f < D; f++) {
+            for (int f = group_begin; f < group_end; f++) {
                 R sum = 0, scale = scale_of(f, std::fmax(std::fabs(tile.y[f]), std::fabs(tile.y1[f])));
                 for (int j = 0; j < count; j++) sum += w[j] * tile.k[used[j] * tile.N + f];
                 R part = sum * tile.h[0] / scale;
@@ -171,7 +173,7 @@ template <class R> class Forward {
         constexpr int L = LANES<R>;
         for (int v = 0; v < T; v += L) {
             Vec<R> total = {};
-            for (int f = 0; f < D; f++) {
+            for (int f = group_begin; f < group_end; f++) {
                 ptrdiff_t i = ptrdiff_t(f) * T + v;
                 Vec<R> sum = {};
                 for (int j = 0; j < count; j++) sum += splat<R>(w[j]) * load(tile.k + used[j] * tile.N + i);
@@ -412,7 +414,7 @@ template <class R> class Forward {
     void square_sums(const R* x, const R* minus, double* to) {
         if (T == 1) {
             to[0] = 0;
-            for (int f = 0; f < D; f++) {
+            for (int f = group_begin; f < group_end; f++) {
                 R part = (minus ? x[f] - minus[f] : x[f]) / scale_of(f, std::fabs(tile.y[f]));
                 to[0] += part * part;
             }
@@ -420,7 +422,7 @@ template <class R> class Forward {
         }
         for (int v = 0; v < T; v += LANES<R>) {
             Vec<R> total = {};
-            for (int f = 0; f < D; f++) {
+            for (int f = group_begin; f < group_end; f++) {
                 ptrdiff_t i = ptrdiff_t(f) * T + v;
                 Vec<R> size = magnitude<R>(load(tile.y + i));
                 Vec<R> scale = batch.wide_tolerances() ? load(scale_ + i) + load(scale_ + tile.N + i) * size
@@ -494,6 +496,7 @@ template <class R> class Forward {
     Interpreter<R> run;
     Tile<R> tile;
     int T, D;
+    int group_begin = 0, group_end = 0; // the features that norms are taken over
     ptrdiff_t saved_size;
     R* saved;
     Bases<R> bases;

@@ -56,8 +56,19 @@ template <class R> class Joint {
     void set_interval(double t0, double t1) {
         f.tile.set_interval(t0, t1);
     }
-    // Sums of the live lanes of all tiles, as a root mean square over the state's elements.
+    // Sums of the live lanes of all tiles, as a root mean square over the state's elements; of several groups the largest.
     template <class Sums> double norm(Sums sums) {
+        double largest = 0;
+        f.group_end = 0;
+        for (int64_t g = 0; g < (s.num_groups ? s.num_groups : 1); g++) {
+            f.group_begin = f.group_end, f.group_end = s.num_groups ? int(s.groups[g]) : D;
+            double r = std::sqrt(total(sums) / (double(s.rows) * (f.group_end - f.group_begin)));
+            if (largest == largest && !(r <= largest)) largest = r; // a NaN stays
+        }
+        f.group_begin = 0, f.group_end = D;
+        return largest;
+    }
+    template <class Sums> double total(Sums sums) {
         double total = 0;
         for (int64_t i = 0; i < num_tiles_; i++) {
             select(i);
@@ -66,7 +77,7 @@ template <class R> class Joint {
             sums(f.ratio);
             for (int l = 0; l < live(i); l++) total += f.ratio[l];
         }
-        return std::sqrt(total / (double(s.rows) * D));
+        return total;
     }
 
     int64_t begin() {

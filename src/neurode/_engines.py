@@ -132,7 +132,7 @@ def _note(problem: Problem) -> None:
 
 
 def plain_code(f: Callable[..., Any]) -> CodeType | None:
-    """The code of a plain function; None for modules, their methods, and other objects."""
+    """The code of a plain function or callable object; None for modules and their methods."""
     while True:
         if isinstance(f, functools.partial):
             f = f.func
@@ -145,8 +145,11 @@ def plain_code(f: Callable[..., Any]) -> CodeType | None:
             if isinstance(f.__self__, nn.Module):
                 return None
             f = f.__func__
-        else:
+        elif isinstance(f, nn.Module):
             return None
+        else:
+            call = vars(type(f)).get("__call__")
+            return call.__code__ if isinstance(call, FunctionType) else None
 
 
 __all__ = ["CAPTURE_AFTER", "ENGINES", "check", "explain", "run"]

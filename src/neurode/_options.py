@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -325,21 +326,46 @@ def row_largest(x: Tensor) -> Tensor:
     return x.abs().amax(1)
 
 
+@dataclass(frozen=True)
+class LeafRms:
+    """The largest of the leaves' root mean squares.
+
+    Attributes:
+        sizes: elements of every leaf, of one row of it where there are rows.
+        batched: whether dimension 0 counts rows.
+    """
+
+    sizes: tuple[int, ...]
+    batched: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The norm of an inner state."""
+        parts = x.split(self.sizes, dim=-1) if len(self.sizes) > 1 else (x,)
+        return torch.stack([row_rms(part) if self.batched else rms(part) for part in parts]).amax(0)
+
+
 NORMS = {"rms": (rms, row_rms), "max": (largest, row_largest)}
+
+
+def rms_of_leaves(layout: Layout) -> Callable[[Tensor], Tensor]:
+    """The largest of the leaves' root mean squares; of one leaf its own."""
+    return NORMS["rms"][layout.batched] if len(layout.sizes) == 1 else LeafRms(tuple(layout.sizes), layout.batched)
 
 
 def read_norm(norm: Any, layout: Layout) -> Callable[[Tensor], Tensor]:
     """A norm on the inner state.
 
     Args:
-        norm: None or `"rms"`, `"max"`, or a callable that gets the state's pytree and returns one value (a row).
+        norm: None or `"rms"`, `"leaf-rms"`, `"max"`, or a callable that gets the state's pytree and returns one value (a row).
     """
+    if norm == "leaf-rms":
+        return rms_of_leaves(layout)
     if norm is None or isinstance(norm, str):
         if norm is not None and norm not in NORMS:
-            raise InputError(f"norm={norm!r}; it must be 'rms', 'max' or a callable on the state.")
+            raise InputError(f"norm={norm!r}; it must be 'rms', 'leaf-rms', 'max' or a callable on the state.")
         return NORMS[norm or "rms"][layout.batched]
     if not callable(norm):
-        raise InputError(f"norm={norm!r}; it must be 'rms', 'max' or a callable on the state.")
+        raise InputError(f"norm={norm!r}; it must be 'rms', 'leaf-rms', 'max' or a callable on the state.")
 
     def checked(x: Tensor) -> Tensor:
         value = torch.as_tensor(norm(layout.unpack(x)), device=x.device)

@@ -90,7 +90,8 @@ def solve(
             be), `"eager"` (PyTorch runs `f` at every stage), or `"auto"`: fused where it can serve, else eager.
             `solution.stats.engine` says which and why; `neurode.explain(f, y0)` shows the program.
         controller: step size controller of an adaptive method; default `neurode.PID.pi()`.
-        norm: norm of the error: `"rms"` (default), `"max"`, or a callable on the state's pytree (one value a row).
+        norm: norm of the error: `"rms"` (default), `"leaf-rms"` (the largest of the leaves'), `"max"`, or a
+            callable on the state's pytree (one value a row).
         first_step: length of the first step; None chooses it.
         min_step, max_step: bounds of the step's length; a step of `min_step` is accepted whatever its error.
         step_at: times that a step must end on.

@@ -17,22 +17,23 @@ from neurode._errors import InputError
 from neurode.fused.program import Program
 from neurode.fused.refusal import CannotLower
 
-ABI = 3
+ABI = 4
 INTEGERS = (
     "rows", "threads", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
-    "joint", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
+    "joint", "num_groups", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
     "num_eval", "eval_point_step", "eval_row_step", "keep", "memory", "backward_evaluations", "backward_products",
 )  # fmt: skip
 NUMBERS = (
     "order", "rtol", "atol", "proportional", "integral", "derivative", "safety", "min_factor", "max_factor",
-    "first_step", "min_step", "max_step",
+    "first_step", "min_step", "max_step", "stretch",
 )  # fmt: skip
 ORDER = """
 rows threads uniforms y0 rowdata t0 t1 t0_step t1_step stages extra degree fsal a c b e e2 p grid points grid_point_step
 grid_row_step joint order rtol atol rtols atols rtols_row_step rtols_step atols_row_step atols_step proportional
-integral derivative safety min_factor max_factor hold shrink_accepted first_step min_step max_step max_steps t_eval
-num_eval eval_point_step eval_row_step y1 ys t_end status evaluations accepted rejected keep memory trace grad_y1
-grad_ys grad_y0 grad_rowdata accumulators grad_t0 grad_t1 grad_grid grad_eval backward_evaluations backward_products
+integral derivative safety min_factor max_factor hold shrink_accepted first_step min_step max_step stretch
+num_groups groups max_steps t_eval num_eval eval_point_step eval_row_step y1 ys t_end status evaluations accepted
+rejected keep memory trace grad_y1 grad_ys grad_y0 grad_rowdata accumulators grad_t0 grad_t1 grad_grid grad_eval
+backward_evaluations backward_products
 """
 FIELDS = tuple(ORDER.split())
 PYTHON = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")  # what nd_python is given

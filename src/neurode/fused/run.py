@@ -14,7 +14,7 @@ from torch import Tensor
 from neurode._errors import GradientError
 from neurode._field import Field, PerRow, is_per_row
 from neurode._loop import Outcome, integrate, time_dtype
-from neurode._options import rms, row_rms
+from neurode._options import LeafRms, rms, row_rms
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import Layout, number
@@ -66,14 +66,16 @@ def unsuitable(problem: Problem) -> str:
     y0, method = problem.y0, problem.method
     if method.kind != "explicit":
         return f"the method {method.name!r}, which is not an explicit Runge-Kutta method"
+    if method.reuse_last and not method.fsal:
+        return f"{method.name!r} with reuse_last, which starts a step from the last stage of the step before"
     if y0.device.type != "cpu" or y0.dtype not in (torch.float32, torch.float64):
         return f"a state of {y0.dtype} on {y0.device}"
     if y0.numel() == 0 or _empty_span(problem):
         return "a solve without rows or with an empty span"
     if isinstance(problem.first_step, Tensor) and problem.first_step.ndim > 0:
         return "a first_step for each row"
-    if problem.grid is None and problem.norm not in (rms, row_rms):
-        return "a norm other than 'rms'"
+    if problem.grid is None and problem.norm not in (rms, row_rms) and not _joint_leaves(problem):
+        return "a norm other than 'rms' (and, under one step, 'leaf-rms')"
     used = {
         "events": problem.events,
         "dense=True": problem.dense,
@@ -86,13 +88,17 @@ def unsuitable(problem: Problem) -> str:
     return next((name for name, value in used.items() if value), "")
 
 
+def _joint_leaves(problem: Problem) -> bool:
+    return isinstance(problem.norm, LeafRms) and not problem.layout.batched
+
+
 def _empty_span(problem: Problem) -> bool:
     if isinstance(problem.t0, Tensor) and problem.t0.ndim:
         return bool((problem.t0 == problem.t1).all())
     return number(problem.t0) == number(problem.t1)
 
 
-def prepare(problem: Problem) -> tuple[Bound, LaneForm]:
+def prepare(problem: Problem, choose: bool = False) -> tuple[Bound, LaneForm]:
     """The program for a problem, and how its state lies in lanes.
 
     Raises:
@@ -107,8 +113,14 @@ def prepare(problem: Problem) -> tuple[Bound, LaneForm]:
     if field.layout.batched:
         return programs.find(field, y0, (True,), wanted, want_t), LaneForm(field.layout, None, True)
     rows = row_layout(field.layout)
-    # Where rows are coupled all elements are the features of one lane.
-    bound = programs.find(field, y0, (False,) if rows is None else (True, False), wanted, want_t)
+    forms = (
+        (False,) if rows is None else (True, False)
+    )  # where rows are coupled all elements are the features of one lane
+    if choose and y0.numel() > cost.LARGEST_SAMPLE:
+        forms = forms[:-1]
+    if not forms:
+        raise CannotLower(f"one sample of {y0.numel():,} numbers, more than {cost.LARGEST_SAMPLE:,}")
+    bound = programs.find(field, y0, forms, wanted, want_t)
     split = bound.entry.made is not None and bound.entry.made.split
     return bound, LaneForm(field.layout, rows if split else None, split)
 
@@ -117,6 +129,17 @@ def _times(problem: Problem) -> list[Any]:
     grid = problem.grid if isinstance(problem.grid, list) else [problem.grid]
     grid = [] if isinstance(grid, FloatGrid) else grid
     return [problem.t0, problem.t1, problem.t_eval, *grid]
+
+
+def _outputs_stand(problem: Problem) -> bool:
+    """Whether gradients of the ends are wanted, and outputs are asked for at times that need none."""
+    t_eval = problem.t_eval
+    return (
+        isinstance(t_eval, Tensor)
+        and not t_eval.requires_grad
+        and torch.is_grad_enabled()
+        and any(isinstance(t, Tensor) and t.requires_grad for t in _times(problem))
+    )
 
 
 def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = False) -> Outcome:
@@ -132,7 +155,11 @@ def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = Fal
     Raises:
         CannotLower: the problem or its field cannot be solved natively, or is not to be.
     """
-    bound, form = prepare(problem)
+    if choose and _outputs_stand(problem):
+        raise CannotLower(
+            "ends of the span move, and output times do not: the eager engine lets outputs at an end move with it"
+        )
+    bound, form = prepare(problem, choose)
     made = bound.entry.made
     assert made is not None
     recording = made.gradients and torch.is_grad_enabled()
@@ -201,6 +228,7 @@ def _template(method: Any, pid: Any) -> tuple[Solve, Any]:
     s.order = float((method.order_error or 0) + 1)
     s.proportional, s.integral, s.derivative = pid.proportional, pid.integral, pid.derivative
     s.safety, s.min_factor, s.max_factor = pid.safety, pid.min_factor, pid.max_factor
+    s.stretch = pid.stretch
     s.hold, s.shrink_accepted = int(pid.hold), int(pid.shrink_accepted)
     return s, numbers
 
@@ -293,6 +321,10 @@ class Work:
                 setattr(s, name, float(value))
         s.first_step = -1.0 if problem.first_step is None else float(problem.first_step)
         s.min_step, s.max_step, s.max_steps = problem.min_step, problem.max_step, problem.max_steps
+        if _joint_leaves(problem):
+            sizes = self.form.rows.sizes if self.form.rows else problem.layout.sizes
+            ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0)
+            s.num_groups, s.groups = len(ends), self._give(ends)
 
     def forward(self, y0: Tensor, data: Tensor | None, t0: Tensor, t1: Tensor, grid: Any, t_eval: Any) -> Any:
         """The native forward solve."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurode._errors import GradientError
-from neurode.torchdiffeq._call import Call, largest_rms
-from neurode.torchdiffeq._odeint import odeint
+from neurode.torchdiffeq._call import Call, largest_rms, read_call
+from neurode.torchdiffeq._states import states
 
 
 def adjoint_norm(norm: Any, state_norm: Callable[..., Tensor], num: int, tuples: bool) -> Callable[[Any], Tensor]:
@@ -164,7 +165,9 @@ class Backward:
         adj_t, adj_y, adj_params = adjoints
         state = (adj_t, *y, *adj_y, *adj_params)
         times = t[i - 1 : i + 1].flip(0)
-        ends = [part[-1] for part in odeint(self.dynamics, state, times, **self.settings)]
+        # On eager: the state holds the adjoints of all parameters, and the dynamics watch what their own graph reaches.
+        call = replace(read_call(self.dynamics, state, times, **self.settings), engine="eager")
+        ends = [part[-1] for part in states(call)]
         adj_t = ends[0].real if ends[0].is_complex() else ends[0]
         after_y = ends[self.num + 1 : 2 * self.num + 1]
         params = zip(ends[2 * self.num + 1 :], self.params, strict=True)

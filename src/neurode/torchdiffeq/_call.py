@@ -31,6 +31,7 @@ class Call:
         rtol, atol: a number, a tensor, or a tuple with one of them for each entry of the state.
         solver: one of torchdiffeq's methods.
         options: a copy of the user's.
+        engine: of `neurode.solve`.
     """
 
     func: Callable[..., Any]
@@ -41,6 +42,7 @@ class Call:
     atol: Any
     solver: Solver
     options: dict[str, Any]
+    engine: str = "auto"
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -171,12 +173,18 @@ def conforming(func: Callable[..., Any], y0: Any) -> Callable[..., Any]:
         def tuple_field(t: Tensor, y: Any) -> Any:
             return tuple(dy.reshape(like.shape).to(like.dtype) for dy, like in zip(func(t, y), y, strict=True))
 
-        return tuple_field
+        return wrapping(tuple_field, func)
 
     def field(t: Tensor, y: Tensor) -> Any:
         dy = func(t, y)
         return dy.to(y.dtype) if isinstance(dy, Tensor) and dy.dtype is not y.dtype else dy
 
+    return wrapping(field, func)
+
+
+def wrapping(field: Callable[..., Any], func: Callable[..., Any]) -> Callable[..., Any]:
+    """Say whose function a field calls: a module is captured by the fused engine at once, a plain function later."""
+    field.neurode_wraps = func  # pyrefly: ignore[missing-attribute]
     return field
 
 

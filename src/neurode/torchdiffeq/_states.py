@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def run(call: Call, t0: Any, t1: Any, **arguments: Any) -> Any:
     try:
         with _adams_warnings() if call.solver.kind == "adams" else nullcontext():
             return solve(
-                call.field, call.y0, (t0, t1), method=method, gradient="autograd", engine="eager",
+                call.field, call.y0, (t0, t1), method=method, engine=call.engine,
                 callbacks=call.callbacks(), check_tolerance=False, max_steps=UNLIMITED, **arguments,
             )  # fmt: skip
     except SolveError as error:
@@ -84,7 +85,7 @@ def adaptive_settings(call: Call) -> dict[str, Any]:
     return {
         "rtol": call.rtol,
         "atol": call.atol,
-        "norm": call.norm,
+        "norm": options.get("norm") or "leaf-rms",
         "controller": controller,
         "first_step": None if first is None else float(first),
         "min_step": float(options.get("min_step", 0.0)),
@@ -110,6 +111,8 @@ def adaptive_states(call: Call) -> Any:
 def grid_states(call: Call) -> Any:
     """The states at `call.t`, interpolated where they are no points of the grid."""
     options, t = call.options, call.t
+    if t.requires_grad:  # outputs on the points of a grid move with them, which is the eager engine's way
+        call = replace(call, engine="eager")
     interp = options.get("interp", "linear")
     if interp not in ("linear", "cubic"):
         raise ValueError(f"Unknown interpolation method {interp}")
@@ -122,7 +125,7 @@ def grid_states(call: Call) -> Any:
         return ys if grid is t else _moving(call, ys, grid, [place[time] for time in t.detach().tolist()])
     if interp == "cubic":
         return run(call, grid[0], grid[-1], t_eval=t, **settings).ys
-    ys = run(call, grid[0], grid[-1], t_eval="steps", **settings).ys
+    ys = run(call, grid[0], grid[-1], t_eval="steps" if grid.requires_grad else grid, **settings).ys
     return _each(call, ys, lambda y: _linear(y, grid, t))
 
 
