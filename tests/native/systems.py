@@ -152,6 +152,7 @@ class NativeSolve:
         for name in ("proportional", "integral", "derivative", "safety", "min_factor", "max_factor"):
             setattr(s, name, getattr(pid, name))
         s.hold, s.shrink_accepted, s.max_step = int(pid.hold), int(pid.shrink_accepted), float("inf")
+        s.stretch = pid.stretch
         s.rtol, s.atol = options.get("rtol", 1e-4), options.get("atol", 1e-6)
         s.max_steps, s.joint = options.get("max_steps", 100_000), int(options.get("joint", False))
 
