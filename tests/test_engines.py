@@ -139,3 +139,18 @@ def test_a_state_without_dimensions() -> None:
     for engine in ("eager", "fused") if native.available() else ("eager",):
         y1 = neurode.solve(lambda t, y: -y, 1.0, (0, 1), method="dopri5", rtol=1e-8, engine=engine).y1
         assert y1.shape == () and abs(float(y1) - 0.36787944117) < 1e-7
+
+
+@needs_native
+@pytest.mark.parametrize("rows", [1, 2, 37])
+def test_the_norm_by_leaf_takes_the_same_steps_on_both_engines(rows: int) -> None:
+    w = torch.nn.Parameter(torch.tensor([[0.0, 2.0], [-2.0, -0.1]]))
+    f = lambda t, y: (y[0] @ w, 30.0 * torch.cos(9.0 * t) * y[0].sum(-1, keepdim=True))
+    y0, found = (torch.rand(rows, 2), torch.zeros(rows, 1)), {}
+    for norm in ("leaf-rms", "rms"):
+        for engine in ("fused", "eager"):
+            sol = neurode.solve(f, y0, (0.0, 2.0), method="dopri5", rtol=1e-6, atol=1e-8, norm=norm, engine=engine)
+            found[norm, engine] = sol.stats.num_accepted, sol.stats.num_rejected
+            assert torch.allclose(sol.y1[1], found.setdefault(norm, sol.y1[1]), rtol=1e-9)
+        assert found[norm, "fused"] == found[norm, "eager"]
+    assert found["rms", "eager"] != found["leaf-rms", "eager"]
