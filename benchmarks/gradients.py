@@ -286,6 +286,7 @@ def table(title: str, problem: Problem, candidates: dict[str, Candidate], rounds
     base = found["autograd"].milliseconds
     print(f"  {'':34s} {'ms':>8s} {'ratio':>6s} {'peak KB':>9s} {'off: own':>9s} {'true':>9s} {'evaluations':>12s}")
     for name, row in found.items():
+        off = float("nan") if row.own is None else row.own
         print(
             f"  {name:34s} {row.milliseconds:8.1f} {row.milliseconds / base:6.2f} {row.kilobytes:9.0f} {off:9.1e}"
             f" {row.true:9.1e} {row.evaluations or '':>12}",
