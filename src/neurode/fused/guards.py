@@ -17,6 +17,7 @@ import sysconfig
 import types
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ PLAIN = (
     slice,
 )
 MODULE_STATE = set(nn.Module().__dict__)
+HELD = {"_parameters", "_buffers", "_modules"}
 HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 IGNORED = {
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
@@ -73,6 +75,7 @@ IGNORED = {
     "_abc_impl",
 }  # fmt: skip
 _TORCH = str(torch.__path__[0])
+_NEURODE = str(Path(__file__).resolve().parents[1])
 _STDLIB = sysconfig.get_paths()["stdlib"]
 # Attributes that every call of f raises by a constant and that nothing reads, with that constant.
 _counters: dict[tuple[type, str], int] = {}
@@ -99,10 +102,16 @@ class Snapshot:
 
 
 def is_library(filename: str) -> bool:
-    """Whether code comes with PyTorch or Python, and so does not change."""
-    return filename.startswith((_TORCH, "<frozen")) or (
+    """Whether code comes with PyTorch, Python or neurode, and so does not change."""
+    return filename.startswith((_TORCH, _NEURODE, "<frozen")) or (
         filename.startswith(_STDLIB) and "site-packages" not in filename
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def of_library(kind: type) -> bool:
+    """Whether a class comes with PyTorch, Python or neurode."""
+    return is_library(getattr(sys.modules.get(kind.__module__), "__file__", None) or "<frozen")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -263,7 +272,7 @@ class Walk:
         """The functions and plain values of a user's class and its bases."""
         made = []
         for base in kind.__mro__:
-            if base is object or is_library(getattr(sys.modules.get(base.__module__), "__file__", None) or "<frozen"):
+            if base is object or of_library(base):
                 continue
             known = self.seen.get(id(base) + 1)  # the class's content, apart from the class as a value
             if known is not None:
@@ -287,16 +296,18 @@ class Walk:
         if any(state.get(name) for name in HOOKS):
             raise CannotLower("a module with backward hooks")
         found: list[Any] = [id(kind), id(kind.forward), state["training"]]
-        if not is_library(getattr(sys.modules.get(kind.__module__), "__file__", None) or "<frozen"):
+        if not of_library(kind):
             found.append(self._class(kind))
         for name, value in state.items():
-            if name in IGNORED or name == "training":
-                continue
-            if name in MODULE_STATE:
-                if value:
-                    found.append((name, self.visit(value)))
-            else:
-                found.append((name, self._attribute(kind, state, name, value)))
+            if name not in MODULE_STATE:
+                if name not in IGNORED:
+                    found += (name, self._attribute(kind, state, name, value))
+            elif value and name in HELD:
+                self._keep(value, dict(value))
+                for key, part in value.items():
+                    found += (name, key, None if part is None else self.visit(part))
+            elif value and name not in IGNORED and name != "training":
+                found += (name, self.visit(value))
         if self.copy:
             self.made.containers.append((state, dict(state)))
         return ("nn", *found)
