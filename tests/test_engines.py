@@ -154,3 +154,13 @@ def test_the_norm_by_leaf_takes_the_same_steps_on_both_engines(rows: int) -> Non
             assert torch.allclose(sol.y1[1], found.setdefault(norm, sol.y1[1]), rtol=1e-9)
         assert found[norm, "fused"] == found[norm, "eager"]
     assert found["rms", "eager"] != found["leaf-rms", "eager"]
+
+
+@needs_native
+def test_second_derivatives_count_nothing_twice() -> None:
+    net = Net()
+    y1 = lambda engine: neurode.solve(net, torch.ones(4, 3) @ net.a.weight[:3], (0, 1), engine=engine, **RK4).y1
+    with pytest.raises(neurode.GradientError, match="engine='eager'"):
+        torch.autograd.grad(y1("fused").sum(), net.a.weight, create_graph=True)
+    mine, theirs = (torch.autograd.grad(y1(engine).sum(), net.a.weight)[0] for engine in ("fused", "eager"))
+    assert torch.allclose(mine, theirs, rtol=1e-10)

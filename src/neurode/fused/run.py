@@ -20,6 +20,7 @@ from neurode._solution import Stats, Status
 from neurode._state import Layout, number
 from neurode.control.fixed import FloatGrid
 from neurode.fused import cost, programs
+from neurode.fused.build import refuse_counted_twice
 from neurode.fused.capture import row_layout
 from neurode.fused.native import Solve, Trace, pointer
 from neurode.fused.programs import Bound
@@ -398,6 +399,13 @@ class Work:
         pairs = [(x, g) for x, g in zip((self.form.pack(outcome.y1), ys), grads, strict=True) if g is not None]
         outputs, cotangents = zip(*pairs, strict=True)
         wanted = [x for x, need in zip(saved, needed, strict=True) if need]
+        try:
+            refuse_counted_twice(wanted)
+        except CannotLower as error:
+            raise GradientError(
+                "create_graph=True: y0 or an argument was computed from a tensor that f uses too, and its gradient would be"
+                " counted twice here. Type engine='eager' or gradient='autograd'."
+            ) from error
         made = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
         self.stats.backward = Stats(method=self.stats.method, gradient="autograd (create_graph=True)", engine="eager")
         return [next(made) if need else None for need in needed]
