@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from neurode import _engines
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dtype", default="float64", choices=("float32", "float64"), help="default dtype of the tests")
+    parser.addoption("--capture-after", type=int, help="evaluations of a plain function before auto captures it")
     parser.addoption("--device", default="cpu", help="device of the tests that take one")
 
 
@@ -20,6 +23,17 @@ def _torch_defaults(request: pytest.FixtureRequest):
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def _capture_after(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which engine takes a plain function must not depend on the tests that ran before: eager, or as the option says.
+
+    Modules are captured at once, here as everywhere.
+    """
+    given = request.config.getoption("--capture-after")
+    if request.node.path.name != "test_engines.py":
+        monkeypatch.setattr(_engines, "CAPTURE_AFTER", 10**12 if given is None else given)
 
 
 @pytest.fixture

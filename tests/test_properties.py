@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import neurode
+from neurode.fused import native
 
 ADAPTIVE = dict(method="dopri5", rtol=1e-6, atol=1e-8)
 OPTIONS = {"fixed": dict(method="rk4", steps=9), "adaptive": ADAPTIVE, "tsit5": dict(method="tsit5", rtol=1e-5)}
@@ -133,6 +134,25 @@ def test_an_autonomous_system_does_not_know_the_time(shift, seed):
     there = neurode.solve(f, y0, (shift, shift + 1.0), args=(k,), **ADAPTIVE)
     assert torch.allclose(here.y1, there.y1, rtol=1e-8, atol=1e-10)
     assert here.stats.num_accepted == there.stats.num_accepted
+
+
+@pytest.mark.skipif(not native.available(), reason="the native library is not built (make native)")
+@EACH
+def test_on_the_fused_engine_permuting_and_splitting_change_rounding_at_most(name):
+    """Tiles of one sample and of many round differently; rows know nothing of each other in either."""
+    y0, k, t1 = batch(11, 37)
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    run = lambda rows: neurode.solve(
+        polynomial, y0[rows], (torch.zeros(len(rows)), t1[rows]), args=(neurode.per_row(k[rows]),), batch_dim=0,
+        engine="fused", **OPTIONS[name],
+    )  # fmt: skip
+    whole, shuffled = run(torch.arange(37)), run(order)
+    assert torch.allclose(whole.y1[order], shuffled.y1, rtol=1e-10, atol=1e-12)
+    assert torch.equal(whole.stats.num_accepted[order], shuffled.stats.num_accepted)
+    for row in (0, 20, 36):
+        alone = run(torch.tensor([row]))
+        assert torch.allclose(whole.y1[row], alone.y1[0], rtol=1e-10, atol=1e-12)
+        assert int(alone.stats.num_accepted[0]) == int(whole.stats.num_accepted[row])
 
 
 def test_van_der_pol_rows_take_the_steps_that_they_take_alone():

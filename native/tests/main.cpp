@@ -169,6 +169,7 @@ template <class R> void random_control(Random& r, Problem<R>& q, int rows) {
     s.hold = r.below(2), s.shrink_accepted = r.below(2);
     s.first_step = r.chance(0.5) ? 0.05 + 0.2 * r.uniform() : -1;
     s.min_step = r.chance(0.2) ? 0.02 : 0, s.max_step = r.chance(0.2) ? 0.3 : INFINITY;
+    s.stretch = r.of({1.0, 1.01, 1.01});
     s.max_steps = r.chance(0.1) ? 3 : 400;
 }
 

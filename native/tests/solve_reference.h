@@ -79,7 +79,7 @@ template <class R> class Rows {
             if (attempts >= s.max_steps) return void(status = ND_MAX_STEPS);
             h = least(most(h, B(s.min_step)), B(s.max_step));
             B far = t1 >= t0 ? B(t1) - t : t - B(t1);
-            bool last = !less<R>(h * B(1.01), far);
+            bool last = !less<R>(h * B(s.stretch), far);
             B end = last ? B(t1) : t + B(sign_) * h, length = last ? far : h;
             B ratio = attempt(B(sign_) * length, end);
             bool fine = std::isfinite(ratio.v);

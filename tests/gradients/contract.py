@@ -46,6 +46,11 @@ class Row:
         return strategy.handles
 
 
+def eager(options: dict[str, Any]) -> dict[str, Any]:
+    """The same problem on the eager engine."""
+    return options | {"engine": "eager"}
+
+
 def fine(options: dict[str, Any]) -> dict[str, Any]:
     """The same problem with steps so short that what converges has converged."""
     adaptive = neurode.methods.get(options["method"]).adaptive
@@ -58,7 +63,7 @@ def coupled(options: dict[str, Any]) -> dict[str, Any]:
 
 
 STRATEGIES: dict[str, Row] = {
-    "discrete": Row("discrete"),
+    "discrete": Row("discrete", options=eager),  # the fused engine's is held to it by tests/fused/test_engine.py
     "discrete, one stage alive": Row(Discrete(alive="stage")),
     "discrete, 3 checkpoints": Row(Discrete(checkpoints=3)),
     "discrete, 1 checkpoint, one stage alive": Row(Discrete(checkpoints=1, alive="stage")),

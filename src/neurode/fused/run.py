@@ -427,11 +427,20 @@ class Work:
         ts = end.unsqueeze(0) if ys is None else problem.t_eval
         ys = y1.unsqueeze(0) if ys is None else ys
         if problem.layout.batched:
-            *counts, ends = self.facts.unbind()
-            return Outcome(y1, ts, ys, ends.view(torch.float64), *counts)
+            status, *counts, ends = self.facts.unbind()
+            t_end: Any = ends.view(torch.float64)
+            if _moves(problem.t1):
+                t_end = torch.where(status == Status.SUCCESS.code, end, t_end)
+            return Outcome(y1, ts, ys, t_end, status, *counts)
         code, *counts, _ = self.most
         t_end = c_double.from_address(self.solve.t_end).value
+        if code == Status.SUCCESS.code and _moves(problem.t1):
+            t_end = problem.t1
         return Outcome(y1, ts, ys, t_end, STATUSES[code], *counts)
+
+
+def _moves(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.requires_grad
 
 
 class NativeSolve(torch.autograd.Function):

@@ -59,6 +59,11 @@ class Checkpoints:
             highest = self.ranks[n]
         return None
 
+    def for_another_pass(self) -> dict[int, Any]:
+        """What a second backward pass over the same graph starts from: the first state alone where places are counted,
+        since the places of the others are filled anew on the way back."""
+        return dict(self.kept) if self.limit is None else {n: state for n, state in self.kept.items() if n == 0}
+
     def reverse(self, steps: int, advance: Callable[[int, Any], Any], back: Callable[[int, Any], None]) -> None:
         """Call `back(n, state before n)` for n = steps - 1, ..., 0.
 

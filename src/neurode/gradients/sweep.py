@@ -63,9 +63,9 @@ class Sweep:
     def run(self) -> None:
         """Go back through all steps."""
         with self.inputs.outer():
-            kept = dict(self.states.kept)
+            kept = self.states.for_another_pass()
             self.states.reverse(len(self.replay.strides), self._advance, self._back)
-            self.states.kept = kept  # for another backward pass over the same graph
+            self.states.kept = kept
         ys = self.grads.get("ys")
         if ys is not None:
             self.gy = self.gy + self.replay.at_start(ys)
