@@ -323,7 +323,10 @@ def _methods() -> dict[str, Case]:
         split = method.kind == "symplectic"
         rounding = 1.0 if name != "verner6" else 20.0  # its interpolant's coefficients, up to 120,000, cancel
         cases[f"{name}, joint"] = Case(options, None, not split, "still", symplectic=split, rounding=rounding)
-        cases[f"{name}, rows"] = Case(options, "own", not split, "still", symplectic=split, rounding=rounding)
+        retraced = 10.0 if name == "verner9" else 1.0  # few, long steps, whose weights reach 36: 7e-12 was seen
+        cases[f"{name}, rows"] = Case(
+            options, "own", not split, "still", symplectic=split, rounding=rounding, retraced=retraced
+        )
         # A step back of verner6 multiplies rounding by its weights, which are as large as 176 and cancel.
         cases[f"{name}, no outputs"] = Case(options, None, not split, symplectic=split, retraced=rounding)
     return cases
