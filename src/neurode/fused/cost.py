@@ -10,7 +10,7 @@ from __future__ import annotations
 from neurode.fused.program import Gemm, Program, SampleProduct
 
 LANES_BYTES = 64  # one vector of the widest instruction set: the narrowest tile
-LARGEST_TILE = 1 << 20  # bytes of live rows of one tile; second-level caches of today's processors hold 1-2 MB
+LARGEST_TILE = 3 << 19  # bytes of live rows of one tile; second-level caches of today's processors hold 1-2 MB
 
 LARGEST_SAMPLE = 4096  # numbers of a state that is one sample: beyond it lowering takes seconds, and PyTorch is as fast
 
