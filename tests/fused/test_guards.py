@@ -323,3 +323,39 @@ def test_zero_initialised_last_layers_do_not_hide_coupled_rows() -> None:
 
     with pytest.raises(EngineError, match="coupled"):
         fused(Hidden(), torch.rand(4, 3), (0.0, 1.0), method="rk4", steps=2, batch_dim=0)
+
+
+class _ReadsNumbers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(2.0))
+        self.register_buffer("sign", torch.tensor(1.0))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -y * self.rate.item() if self.sign > 0 else y * float(self.rate)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.rate.fill_(5.0),
+        lambda f: f.sign.neg_(),
+        lambda f: setattr(f, "rate", torch.tensor(5.0)),
+        lambda f: f.load_state_dict({"rate": torch.tensor(5.0), "sign": torch.tensor(-1.0)}),
+    ],
+    ids=["in place", "the branch", "replaced", "loaded"],
+)
+def test_a_number_that_python_reads_from_a_buffer_is_watched(change: Any) -> None:
+    f, y = _ReadsNumbers(), torch.rand(4, 3)
+    both(f, y)
+    change(f)
+    mine, theirs = both(f, y)
+    assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_a_tensor_with_the_numbers_of_before_needs_no_new_program() -> None:
+    f = lambda t, y, index: -y[:, index]
+    y, made = torch.rand(4, 3), []
+    for _ in range(40):  # more than the limit of programs for one function
+        made.append(fused(f, y, (0.0, 1.0), args=(torch.tensor([2, 0, 1]),), method="rk4", steps=4, batch_dim=0).y1)
+    assert all(torch.equal(x, made[0]) for x in made)

@@ -183,17 +183,6 @@ class Assembler:
                 position += 1
         self.num_uniforms = position
 
-    def _is_uniform(self, refs: Tensor) -> Tensor:
-        return torch.tensor([], dtype=torch.bool) if not len(refs) else self._uniform_mask[refs]
-
-    @property
-    def _uniform_mask(self) -> Tensor:
-        mask = torch.zeros(self.book.num_rows, dtype=torch.bool)
-        for b in self.book.buffers:
-            if b.kind in ("uniform", "constant"):
-                mask[b.start : b.start + b.n] = True
-        return mask
-
     def _copy(self, refs: Tensor, late: bool, before: Virtual | None) -> Buffer:
         out = self.book.buffer(len(refs), "value")
         made = Virtual("pointwise", [refs], out, late, {"steps": [(Micro.COPY, 0)]})
@@ -204,10 +193,9 @@ class Assembler:
     def _materialise(self) -> None:
         """Give uniform numbers rows of their own where lanes are needed or mixed with them."""
         made: dict[tuple[bool, int], int] = {}
-        mask = self._uniform_mask
         for virtual in list(self.list):
             for i, refs in enumerate(virtual.operands):
-                uniform = mask[refs.clamp_max(len(mask) - 1)] & (refs < len(mask))
+                uniform = self.book.uniform[refs]
                 if not bool(uniform.any()) or (virtual.kind == "pointwise" and bool(uniform.all())):
                     continue
                 section = virtual.late
@@ -225,8 +213,7 @@ class Assembler:
         straight = torch.equal(refs, torch.arange(len(refs)) + refs[0])
         if straight and self._one_buffer(refs):
             return refs
-        mask = self._uniform_mask
-        uniform = mask[refs.clamp_max(len(mask) - 1)] & (refs < len(mask))
+        uniform = self.book.uniform[refs]
         if bool(uniform.any()) and not bool(uniform.all()):
             mixed = torch.unique(refs[uniform])
             out = self._copy(mixed, late, None)
@@ -294,7 +281,7 @@ class Assembler:
                 owner[virtual.out.start : virtual.out.start + virtual.out.n] = virtual.out.start
         readers: dict[int, list[Any]] = {}
         for virtual in self.list:
-            for start in {int(s) for refs in virtual.operands for s in torch.unique(owner[refs]) if s >= 0}:
+            for start in set().union(*(owner[refs].tolist() for refs in virtual.operands)) - {-1}:
                 readers.setdefault(start, []).append(virtual)
         for refs in self._roots():
             for start in torch.unique(owner[refs]).tolist():
@@ -337,7 +324,7 @@ class Assembler:
         if micro in EPILOGUES and not others:
             attrs["act"] = micro
         elif micro is Micro.ADD and attrs.get("add") is None:
-            uniform = bool(self._uniform_mask[others[0].clamp_max(len(self._uniform_mask) - 1)].all())
+            uniform = bool(self.book.uniform[others[0]].all())
             if uniform and attrs["bias"] is None and (bias := self._bias(others[0], attrs)) is not None:
                 attrs["bias"] = bias
             elif not uniform:
@@ -345,7 +332,7 @@ class Assembler:
                 gemm.operands.append(others[0])
             else:
                 return False
-        elif micro in BINARY_EPILOGUES and matches == [0] and not bool(self._uniform_mask[others[0]].any()):
+        elif micro in BINARY_EPILOGUES and matches == [0] and not bool(self.book.uniform[others[0]].any()):
             attrs["act"] = micro
             attrs["aux"] = len(gemm.operands)
             gemm.operands.append(others[0])

@@ -17,8 +17,7 @@ from neurode.fused.capture import (
     Probe,
     Traced,
     outside,
-    record_forward,
-    record_gradients,
+    record,
     same_shape,
 )
 from neurode.fused.lower import Accumulated, Literal, Lowering
@@ -75,7 +74,7 @@ class Before:
         self.sources, self.positions, self.dtype = sources, positions, dtype
         self.literals = _literals(low)
         self.constants = torch.tensor(list(constants), dtype=dtype)
-        self.module = traced.module
+        self.constants_of_f = traced.constants
         needed = [s for s in sources if isinstance(s, fx.Node)]
         self.order = _order(needed, set(self.literals))
         self.any_gather = any(isinstance(s, tuple) for s in sources)
@@ -88,7 +87,7 @@ class Before:
             return self._gather(tensors)
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        values = _evaluate(self.order, self.module, self.positions, tensors, dict(self.literals))
+        values = _evaluate(self.order, self.constants_of_f, self.positions, tensors, dict(self.literals))
         parts = []
         for source in self.sources:
             if isinstance(source, fx.Node):
@@ -119,7 +118,7 @@ class After:
     """
 
     def __init__(self, traced: Traced, low: Lowering, totals: list[Any], positions: dict[str, int]) -> None:
-        self.module, self.positions = traced.module, positions
+        self.constants_of_f, self.positions = traced.constants, positions
         self.totals = totals
         skip = 3 + traced.num_rowdata
         self.nodes = low.output_nodes[skip:] if traced.gradients else []
@@ -140,7 +139,7 @@ class After:
         known: dict[Node, Tensor] = {}
         if self.order:
             known = {**self.literals, **{n: _piece(accumulators, v) for n, v in self.leaves.items()}}
-            known = _evaluate(self.order, self.module, self.positions, tensors, known)
+            known = _evaluate(self.order, self.constants_of_f, self.positions, tensors, known)
         made: list[Tensor | None] = []
         for node, total in zip(self.nodes, self.totals, strict=True):
             if total is None:
@@ -172,11 +171,13 @@ def _order(nodes: list[Node], stop: set[Node]) -> list[Node]:
     return [n for n in (nodes[0].graph.nodes if nodes else []) if n in needed]
 
 
-def _evaluate(order: list[Node], module: Any, positions: dict[str, int], tensors: Any, known: dict[Any, Any]) -> Any:
+def _evaluate(
+    order: list[Node], constants: dict[str, Tensor], positions: dict[str, int], tensors: Any, known: dict[Any, Any]
+) -> Any:
     for node in order:
         if node.op == "get_attr":
             position = positions.get(node.target)
-            known[node] = getattr(module, node.target) if position is None else tensors[position]
+            known[node] = constants[node.target] if position is None else tensors[position]
         else:
             assert node.op == "call_function", f"{node} depends on t or y"
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
@@ -192,7 +193,7 @@ def evaluate_graph(made: FieldProgram, tensors: Sequence[Tensor], values: Sequen
     inputs = [n for n in nodes if n.op == "placeholder"]
     known = dict(zip(inputs, values, strict=True))
     order = [n for n in nodes if n.op in ("get_attr", "call_function")]
-    known = _evaluate(order, traced.module, positions, tensors, known)
+    known = _evaluate(order, traced.constants, positions, tensors, known)
     output = next(n for n in nodes if n.op == "output")
     return [known[x] if isinstance(x, fx.Node) else x for x in output.args[0]]
 
@@ -223,45 +224,13 @@ def build(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool = 
 
 def _build(probe: Probe, y: Tensor, gradients: bool, want_t: bool) -> FieldProgram:
     split = probe.split
-    first = record_forward(probe, PROBE_ROWS[0])
-    sources = outside(first)
-    wanted = tuple(x for x in sources if x.requires_grad)
-    if gradients:
-        refuse_counted_twice(wanted)
-    recordings = [_record(probe, rows, gradients, wanted) for rows in PROBE_ROWS]
+    recordings = [record(probe, rows, gradients) for rows in PROBE_ROWS]
     sized = same_shape(*recordings) if split else set()
     made = [_assemble(recording, sized, y.dtype, want_t) for recording in recordings]
     (low, assembler, program), (_, other, twin) = made
     if program.pack() != twin.pack() or program.constants != twin.constants or not _same_sources(assembler, other):
         raise CannotLower("what f computes depends on the number of rows, or on values that Python read from t or y")
     return _finish(recordings[0], low, assembler, program, split)
-
-
-def refuse_counted_twice(tensors: Sequence[Tensor]) -> None:
-    """Refuse a tensor that f uses and that another one was computed from: recorded, its gradient would hold both parts."""
-    places = {_edge(x): x for x in tensors}
-    for x in tensors:
-        if x.grad_fn is None:
-            continue
-        stack, seen = [edge for edge in x.grad_fn.next_functions if edge[0] is not None], set()
-        while stack:
-            edge = stack.pop()
-            if edge in places:
-                raise CannotLower("f uses a tensor and also another one that was computed from it, outside f")
-            if edge[0] in seen:
-                continue
-            seen.add(edge[0])
-            stack += [e for e in edge[0].next_functions if e[0] is not None]  # pyrefly: ignore[missing-attribute]
-
-
-def _edge(x: Tensor) -> Any:
-    """Where gradients of a tensor arrive in the graph of operations."""
-    edge = torch.autograd.graph.get_gradient_edge(x)
-    return edge.node, edge.output_nr
-
-
-def _record(probe: Probe, rows: int, gradients: bool, wanted: tuple[Tensor, ...]) -> Traced:
-    return record_gradients(probe, rows, wanted) if gradients else record_forward(probe, rows)
 
 
 def _assemble(traced: Traced, sized: set[str], dtype: Any, want_t: bool) -> tuple[Lowering, Assembler, Program]:
@@ -288,7 +257,7 @@ def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Progra
     positions = {}
     for node in traced.graph.nodes:
         if node.op == "get_attr":
-            value = getattr(traced.module, node.target)
+            value = traced.constants[node.target]
             if not _is_literal(node) and isinstance(value, Tensor):
                 positions[node.target] = used[id(value)]
     sources = [
@@ -299,7 +268,9 @@ def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Progra
     compact = {old: new for new, old in enumerate(real)}
     positions = {name: compact[old] for name, old in positions.items()}
     outer = tuple(tensors[i] for i in real)
+    outer += tuple({id(x): x for x in traced.numbers if all(x is not y for y in outer)}.values())
     where = {id(x): i for i, x in enumerate(outer)}
+    baked = {*low.baked, *map(id, traced.numbers)}
     missing = [x for x in traced.wanted if id(x) not in where]
     assert not missing, "a tensor that needs a gradient is missing from the recording"
     return FieldProgram(
@@ -309,7 +280,7 @@ def _finish(traced: Traced, low: Lowering, assembler: Assembler, program: Progra
         tuple(where[id(x)] for x in traced.wanted),
         Before(traced, low, sources, positions, program.constants),
         After(traced, low, assembler.totals, positions),
-        tuple(where[key] for key in low.baked if key in where),
+        tuple(sorted(where[key] for key in baked if key in where)),
         traced.gradients,
         traced.num_rowdata,
         (traced, positions),

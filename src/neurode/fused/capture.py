@@ -1,6 +1,6 @@
 """From a vector field as its user wrote it to one functional graph of f and its vector-Jacobian product.
 
-`make_fx` records what PyTorch's dispatcher sees while `f` and `torch.autograd.grad` through it run on a few rows, so that
+A `Recorder` notes what PyTorch's dispatcher sees while `f` and `torch.autograd.grad` through it run on a few rows, so that
 `detach`, `no_grad`, custom autograd functions and gradients taken inside `f` mean what they mean in PyTorch. Everything is
 recorded for two numbers of rows: what differs between the two depends on the batch.
 """
@@ -8,7 +8,7 @@ recorded for two numbers of rows: what differs between the two depends on the ba
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,10 @@ from torch import Tensor, fx
 
 from neurode._field import Field, PerRow, is_per_row, take_rows
 from neurode._state import Layout
+from neurode.fused.recorder import Recorder, aten
 from neurode.fused.refusal import CannotLower
 
-KEPT_WHOLE = {"tanh_backward", "sigmoid_backward", "threshold_backward"}  # one instruction each
+KEPT_WHOLE = {"tanh_backward", "sigmoid_backward", "threshold_backward", "t", "transpose"}  # lowered as they are
 ALSO_DECOMPOSED = (
     "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm",
     "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward", "native_batch_norm",
@@ -38,14 +39,6 @@ ALSO_DECOMPOSED = (
 PROBE_ROWS = (2, 3)
 
 
-aten = torch.ops.aten
-RESHAPED_IN_PLACE = {  # these change no number
-    aten.squeeze_.default: aten.squeeze.default, aten.squeeze_.dim: aten.squeeze.dim,
-    aten.squeeze_.dims: aten.squeeze.dims, aten.unsqueeze_.default: aten.unsqueeze.default,
-    aten.t_.default: aten.t.default, aten.transpose_.default: aten.transpose.int,
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Traced:
     """One recorded graph.
@@ -53,7 +46,8 @@ class Traced:
     Attributes:
         graph: placeholders t, y, (per-row data...), then with gradients the cotangent of dy/dt. Outputs dy/dt and with
             gradients those of y, t, each per-row leaf and each tensor of `wanted`.
-        module: the module that holds the graph's constants.
+        constants: tensors that entered from outside, by the target of their `get_attr` nodes.
+        numbers: tensors from outside of which Python read a value.
         rows: number of rows it was recorded for; 0 where the state is one system.
         num_rowdata: how many per-row leaves there are.
         wanted: tensors from outside whose gradients the graph returns.
@@ -61,7 +55,8 @@ class Traced:
     """
 
     graph: fx.Graph
-    module: fx.GraphModule
+    constants: dict[str, Tensor]
+    numbers: tuple[Tensor, ...]
     rows: int
     num_rowdata: int
     wanted: tuple[Tensor, ...]
@@ -168,72 +163,77 @@ def recording() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-@contextmanager
-def _anchored(probe: Probe) -> Iterator[None]:
-    """Let PyTorch keep the frames of the user's functions in the recorded places; by itself it keeps `forward` alone."""
-    anchors = getattr(torch.fx.proxy, "_STACK_TRACE_ANCHORS", None)
-    added: set[tuple[str, str]] = set()
-    if probe.places and anchors is not None:
-        from neurode.fused import guards
+def record(probe: Probe, rows: int, gradients: bool) -> Traced:
+    """Record f, and with `gradients` its vector-Jacobian product with respect to t, y, per-row data and every tensor from
+    outside that requires grad.
 
-        try:
-            _, codes = guards.snapshot(probe.field.f, ())
-        except CannotLower:
-            codes = []
-        added = {(code.co_filename, code.co_name) for code in codes} - anchors
-        anchors |= added
+    Raises:
+        CannotLower: f raises, or does what cannot be recorded.
+    """
+    recorder = Recorder(decompositions(), probe.places)
+    recorder.until(_run.__code__)
     try:
-        yield
-    finally:
-        if added and anchors is not None:
-            anchors -= added
-
-
-def _record(function: Callable[..., Any], values: list[Tensor], probe: Probe) -> fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    try:
-        with recording(), torch.no_grad(), _anchored(probe):
-            made = make_fx(function, decomposition_table=decompositions(), record_stack_traces=probe.places)(*values)
-        for node in made.graph.nodes:
-            node.target = RESHAPED_IN_PLACE.get(node.target, node.target)
-        made.graph.eliminate_dead_code()
-        return made
+        with recording(), torch.enable_grad():
+            wanted = _run(probe, rows, gradients, recorder)
     except CannotLower:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        if "value out of a tracing tensor" in reason:
-            reason = "Python reads a value of t or y (a branch on it, .item(), float())"
-        raise CannotLower(f"{reason} [{type(error).__name__}]") from error
+        raise CannotLower(f"{str(error).strip().split(chr(10))[0]} [{type(error).__name__}]") from error
+    constants, numbers = recorder.constants, tuple(recorder.numbers)
+    return Traced(
+        recorder.graph, constants, numbers, rows if probe.split else 0, len(probe.rowdata), tuple(wanted), gradients
+    )
 
 
-def record_forward(probe: Probe, rows: int) -> Traced:
-    """Record f alone."""
+def _run(probe: Probe, rows: int, gradients: bool, recorder: Recorder) -> list[Tensor]:
+    """Run what is to be recorded.
 
-    def function(*values: Tensor) -> Any:
-        with torch.enable_grad():
-            return (probe.call(*[v.detach().requires_grad_() for v in values]),)
+    Returns:
+        The tensors from outside that it has gradients of.
+    """
+    inputs = [value.requires_grad_() for value in probe.values(rows)]
+    for name, value in zip(["t", "y", *(f"data_{i}" for i in range(len(inputs) - 2))], inputs, strict=True):
+        recorder.input(name, value)
+    if not gradients:
+        with recorder:
+            dy = probe.call(*inputs)
+        recorder.output([dy])
+        return []
+    g = probe.cotangent(rows)
+    recorder.input("g", g)
+    with recorder:
+        dy = probe.call(*inputs)
+    wanted = [x for x in recorder.reached(dy) if x.requires_grad]
+    refuse_counted_twice(wanted)
+    t, y, *data = inputs
+    of = (y, t, *data, *wanted)
+    with recorder:
+        found = torch.autograd.grad(dy, of, g, allow_unused=True) if dy.requires_grad else [None] * len(of)
+    recorder.output([dy, *found])
+    return wanted
 
-    module = _record(function, probe.values(rows), probe)
-    return Traced(module.graph, module, rows if probe.split else 0, len(probe.rowdata), (), False)
+
+def refuse_counted_twice(tensors: Sequence[Tensor]) -> None:
+    """Refuse a tensor that f uses and that another one was computed from: recorded, its gradient would hold both parts."""
+    places = {_edge(x): x for x in tensors}
+    for x in tensors:
+        if x.grad_fn is None:
+            continue
+        stack, seen = [edge for edge in x.grad_fn.next_functions if edge[0] is not None], set()
+        while stack:
+            edge = stack.pop()
+            if edge in places:
+                raise CannotLower("f uses a tensor and also another one that was computed from it, outside f")
+            if edge[0] in seen:
+                continue
+            seen.add(edge[0])
+            stack += [e for e in edge[0].next_functions if e[0] is not None]  # pyrefly: ignore[missing-attribute]
 
 
-def record_gradients(probe: Probe, rows: int, wanted: tuple[Tensor, ...]) -> Traced:
-    """Record f and its vector-Jacobian product with respect to t, y, per-row data and the tensors `wanted`."""
-
-    def function(*values: Tensor) -> Any:
-        *inputs, g = values
-        with torch.enable_grad():
-            leaves = [v.detach().requires_grad_() for v in inputs]
-            dy = probe.call(*leaves)
-            if not dy.requires_grad:
-                return (dy, *[None] * (len(leaves) + len(wanted)))
-            t, y, *data = leaves
-            return (dy, *torch.autograd.grad(dy, (y, t, *data, *wanted), g, allow_unused=True))
-
-    module = _record(function, [*probe.values(rows), probe.cotangent(rows)], probe)
-    return Traced(module.graph, module, rows if probe.split else 0, len(probe.rowdata), wanted, True)
+def _edge(x: Tensor) -> Any:
+    """Where gradients of a tensor arrive in the graph of operations."""
+    edge = torch.autograd.graph.get_gradient_edge(x)
+    return edge.node, edge.output_nr
 
 
 def outside(traced: Traced) -> list[Tensor]:
@@ -241,9 +241,8 @@ def outside(traced: Traced) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for node in traced.graph.nodes:
         if node.op == "get_attr":
-            value = getattr(traced.module, node.target)
-            if isinstance(value, Tensor):
-                found.setdefault(id(value), value)
+            value = traced.constants[node.target]
+            found.setdefault(id(value), value)
     return list(found.values())
 
 
@@ -274,14 +273,4 @@ def _shapes(node: fx.Node) -> Any:
 
 def place(node: fx.Node) -> str:
     """The line of the user's code that a node came from, or an empty string."""
-    trace = node.meta.get("stack_trace") or node.stack_trace or ""
-    lines = trace.strip().split("\n")
-    for position in range(len(lines) - 1, -1, -1):
-        line = lines[position].strip()
-        if line.startswith("File ") and not any(
-            part in line for part in ("/torch/", "neurode/fused", "neurode/_field")
-        ):
-            code = lines[position + 1].strip() if position + 1 < len(lines) else ""
-            parts = line.removeprefix("File ").split(", ")
-            return f'{parts[0]}, {parts[1]}: "{code}"' if len(parts) > 1 else line
-    return ""
+    return node.meta.get("place", "")

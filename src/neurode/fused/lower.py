@@ -191,7 +191,7 @@ class Lowering:
         self.late |= set(rest[self.traced.num_rowdata :])
 
     def _constant(self, node: Node) -> Any:
-        value = getattr(self.traced.module, node.target)
+        value = self.traced.constants[node.target]
         if not isinstance(value, Tensor):
             raise CannotLower(f"a constant of type {type(value).__name__}")
         users = list(node.users)
@@ -333,7 +333,7 @@ class Lowering:
                 parent = self._uniform_ids(node.args[0])
                 made = node.target(parent, *node.args[1:], **node.kwargs)
             else:
-                shape = node.meta["val"].shape if "val" in node.meta else getattr(self.traced.module, node.target).shape
+                shape = node.meta["val"].shape if "val" in node.meta else self.traced.constants[node.target].shape
                 n = math.prod(shape)
                 made = (torch.arange(n) + self.book.buffer(n, "uniform", node).start).reshape(shape)
                 made = self.like(made, node)
@@ -373,8 +373,8 @@ class Lowering:
         if not isinstance(value, Uniform):
             raise CannotLower("indices or masks computed from t or y")
         if node.op == "get_attr":
-            result = getattr(self.traced.module, node.target).detach()
-            self.baked[id(getattr(self.traced.module, node.target))] = getattr(self.traced.module, node.target)
+            result = self.traced.constants[node.target].detach()
+            self.baked[id(self.traced.constants[node.target])] = self.traced.constants[node.target]
         else:
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self.known)
             result = node.target(*args, **kwargs)
@@ -556,15 +556,8 @@ class Lowering:
         return [(samples == s + 1).nonzero().squeeze(1) for s in range(self.traced.rows)]
 
     def _total_rows(self, table: Tensor, shape: tuple[int, ...]) -> Accumulated:
-        samples, rows = samples_of(table), rows_of(table)
-        lists = []
-        for i in range(len(table)):
-            parts = [rows[i][where] for where in self.by_sample(samples[i], rows[i] == self.zero)]
-            if any(len(p) != len(parts[0]) or not torch.equal(p, parts[0]) for p in parts):
-                raise CannotLower("a sum over rows of the batch that treats rows differently")
-            lists.append(parts[0])
-        m = max(map(len, lists))
-        refs = torch.stack([torch.cat([x, x.new_full((m - len(x),), self.zero)]) for x in lists])
+        refs = self._terms(samples_of(table), rows_of(table))
+        m = refs.shape[1]
 
         def emit(offset: int) -> None:
             self._gradient("rgrad", [refs.reshape(-1)], n=len(refs), m=m, acc=offset)
@@ -574,6 +567,24 @@ class Lowering:
             emit,
             lambda: self._fold(Reduction.SUM, refs, torch.zeros(len(refs), 1, dtype=torch.int64)).reshape(shape),
         )
+
+    def _terms(self, samples: Tensor, rows: Tensor) -> Tensor:
+        """What the first sample adds to each of several sums over all of them, filled up with zeros; all must add the same."""
+        different = "a sum over rows of the batch that treats rows differently"
+        zero = rows == self.zero
+        if bool((samples == samples[:1]).all()) and not bool(zero.any()):  # as a rule: all sums run alike
+            parts = [rows[:, where] for where in self.by_sample(samples[0], zero[0])]
+            if any(not torch.equal(part, parts[0]) for part in parts):
+                raise CannotLower(different)
+            return parts[0]
+        lists = []
+        for i in range(len(rows)):
+            parts = [rows[i][where] for where in self.by_sample(samples[i], zero[i])]
+            if any(not torch.equal(part, parts[0]) for part in parts):
+                raise CannotLower(different)
+            lists.append(parts[0])
+        m = max(map(len, lists))
+        return torch.stack([torch.cat([x, x.new_full((m - len(x),), self.zero)]) for x in lists])
 
     def _gradient(self, kind: str, operands: list[Tensor], **attrs: Any) -> None:
         from neurode.fused.virtual import Virtual
@@ -668,18 +679,7 @@ class Lowering:
         return torch.where(zero, out[rank], out[rank] | (sample << SAMPLE_SHIFT).reshape(b, 1, 1).expand(b, M, N))
 
     def _is_uniform(self, rows: Tensor) -> bool:
-        table = self._uniform_rows()
-        return bool(table[rows.reshape(-1)].all())
-
-    def _uniform_rows(self) -> Tensor:
-        cached = getattr(self, "_uniform_cache", None)
-        if cached is None or len(cached) != self.book.num_rows:
-            cached = torch.zeros(self.book.num_rows, dtype=torch.bool)
-            for buffer in self.book.buffers:
-                if buffer.kind in ("uniform", "constant"):
-                    cached[buffer.start : buffer.start + buffer.n] = True
-            self._uniform_cache = cached
-        return cached
+        return bool(self.book.uniform[rows.reshape(-1)].all())
 
     def _slice(self, x: Tensor, z: Tensor, late_only: bool) -> Any:
         """One product `(M, K) @ (K, N)`."""
@@ -738,7 +738,7 @@ class Lowering:
             )  # fmt: skip
             made[rest] = (torch.arange(out.n) + out.start).reshape(len(rest), N)
         result = made[rank]
-        return torch.where(self._uniform_rows()[result], result, result | (sample << SAMPLE_SHIFT))
+        return torch.where(self.book.uniform[result], result, result | (sample << SAMPLE_SHIFT))
 
     def _affine(self, weight: Tensor) -> tuple[int, int, int]:
         """Offset and strides of a matrix of uniforms; one that has none is gathered into a new uniform."""

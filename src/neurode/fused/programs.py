@@ -34,14 +34,15 @@ class Entry:
         made: the lowered field.
         machine: it, in the native library.
         places: positions of its tensors from outside among those of a snapshot.
-        versions: of the baked ones.
+        baked: of the tensors whose numbers became part of the program, the position in a snapshot, the tensor, its version and
+            its content.
         refusal: the reason where the field cannot be lowered.
     """
 
     made: FieldProgram | None = None
     machine: Machine | None = None
     places: tuple[int, ...] = ()
-    baked: tuple[tuple[int, int], ...] = ()
+    baked: tuple[tuple[int, Tensor, int, Tensor], ...] = ()
     refusal: str = ""
     keep: Any = None
 
@@ -121,7 +122,11 @@ def _key(seen: guards.Snapshot, field: Field, y: Tensor, split: bool, gradients:
 
 
 def _still_baked(entry: Entry, seen: guards.Snapshot) -> bool:
-    return all(seen.tensors[i]._version == version for i, version in entry.baked)
+    for place, then, version, content in entry.baked:
+        now = seen.tensors[place]
+        if (now is not then or now._version != version) and not torch.equal(now, content):
+            return False
+    return True
 
 
 def _root(f: Any) -> int:
@@ -153,7 +158,11 @@ def _make(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -
         if any(id(x) not in places for x in entry.made.outside):
             raise CannotLower("f uses a tensor that it reaches in a way that cannot be watched")
         entry.places = tuple(places[id(x)] for x in entry.made.outside)
-        entry.baked = tuple((entry.places[i], entry.made.outside[i]._version) for i in entry.made.baked)
+        entry.baked = tuple(
+            (entry.places[i], x, x._version, x.detach().clone())
+            for i in entry.made.baked
+            for x in (entry.made.outside[i],)
+        )
         entry.machine = Machine(entry.made.program, y.dtype is torch.float64)
         verify(field, y, entry.made, entry.machine)
     except CannotLower as error:
@@ -196,7 +205,7 @@ def _side_effects(field: Field, before: guards.Snapshot, codes: Any, contents: A
     after, _ = guards.snapshot(field.f, field.all_args)
     if after.key == before.key:
         return {}
-    calls = 1 + len(PROBE_ROWS)
+    calls = len(PROBE_ROWS)
     found = guards.find_counters(before, codes, calls)
     if found:
         for (_, name), (kind, state, value) in before.integers.items():

@@ -20,8 +20,7 @@ from neurode._solution import Stats, Status
 from neurode._state import Layout, number
 from neurode.control.fixed import FloatGrid
 from neurode.fused import cost, programs
-from neurode.fused.build import refuse_counted_twice
-from neurode.fused.capture import row_layout
+from neurode.fused.capture import refuse_counted_twice, row_layout
 from neurode.fused.native import Solve, Trace, pointer
 from neurode.fused.programs import Bound
 from neurode.fused.refusal import CannotLower

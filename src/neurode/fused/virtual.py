@@ -17,6 +17,7 @@ from neurode.fused.program import Micro
 
 SAMPLE_SHIFT = 40
 ROW = (1 << SAMPLE_SHIFT) - 1
+MOST_IN_PYTHON = 2048  # numbers up to which a dict is faster than sorting
 
 
 @dataclass(eq=False)
@@ -63,12 +64,22 @@ class Rowbook:
         self.constants: dict[float, int] = {}
         self.num_rows = 0
         self.late = False  # whether what is emitted now depends on the cotangent
+        self._uniform = torch.zeros(1024, dtype=torch.bool)
+
+    @property
+    def uniform(self) -> Tensor:
+        """For every row so far, whether it holds a uniform number or a constant."""
+        return self._uniform[: self.num_rows]
 
     def buffer(self, n: int, kind: str, source: Any = None) -> Buffer:
         """A new range of n rows."""
         made = Buffer(self.num_rows, n, kind, source)
         self.num_rows += n
         self.buffers.append(made)
+        if self.num_rows > len(self._uniform):
+            self._uniform = torch.cat([self._uniform, torch.zeros(self.num_rows, dtype=torch.bool)])
+        if kind in ("uniform", "constant"):
+            self._uniform[made.start : self.num_rows] = True
         return made
 
     def constant(self, value: float) -> int:
@@ -108,8 +119,24 @@ def first_unique(keys: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Positions of the first appearances, and for every row the number of its distinct value.
     """
+    if keys.numel() > MOST_IN_PYTHON:
+        return _first_unique_large(keys)
+    seen: dict[Any, int] = {}
+    first: list[int] = []
+    rank: list[int] = []
+    for i, key in enumerate(map(tuple, keys.tolist())):
+        number = seen.setdefault(key, len(first))
+        if number == len(first):
+            first.append(i)
+        rank.append(number)
+    return torch.tensor(first, dtype=torch.int64), torch.tensor(rank, dtype=torch.int64)
+
+
+def _first_unique_large(keys: Tensor) -> tuple[Tensor, Tensor]:
+    if len(torch.unique(keys[:, 0])) == len(keys):  # as the rows of a weight
+        return torch.arange(len(keys)), torch.arange(len(keys))
     _, inverse = torch.unique(keys, dim=0, return_inverse=True)
-    count = int(inverse.max()) + 1 if len(inverse) else 0
+    count = int(inverse.max()) + 1
     first = torch.full((count,), len(inverse), dtype=torch.int64)
     first.scatter_reduce_(0, inverse, torch.arange(len(inverse)), "amin")
     order = torch.argsort(first)
