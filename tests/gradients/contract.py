@@ -53,13 +53,16 @@ def eager(options: dict[str, Any]) -> dict[str, Any]:
 
 def fine(options: dict[str, Any]) -> dict[str, Any]:
     """The same problem with steps so short that what converges has converged."""
-    adaptive = neurode.methods.get(options["method"]).adaptive
-    return options | ({"method": "dop853", "rtol": 1e-10, "atol": 1e-10} if adaptive else {"steps": 90})
+    method = neurode.methods.get(options["method"])
+    if method.kind == "reversible":
+        return options  # refused, whatever the steps
+    return options | ({"method": "dop853", "rtol": 1e-10, "atol": 1e-10} if method.adaptive else {"steps": 90})
 
 
 def coupled(options: dict[str, Any]) -> dict[str, Any]:
     """The same problem by the reversible coupling of its method."""
-    return options | {"method": neurode.Reversible(options["method"])}
+    method = options["method"]
+    return options | {"method": method if isinstance(method, neurode.Reversible) else neurode.Reversible(method)}
 
 
 STRATEGIES: dict[str, Row] = {
@@ -160,7 +163,8 @@ class Case:
             "dense": self.outputs == "dense",
             "steps": self.outputs == "steps",
             "rows": self.per_row,
-            "adams": "adams" in self.options["method"],
+            "adams": neurode.methods.get(self.options["method"]).kind == "adams",
+            "coupled": neurode.methods.get(self.options["method"]).kind == "reversible",
             "symplectic": self.symplectic,
         }
         return {name for name, here in present.items() if here}
@@ -311,9 +315,27 @@ def _cases() -> dict[str, Case]:
             cases[f"{name}, dense, events: bounce"] = Case(options, rows, True, "dense", "bounce")
             cases[f"{name}, t_eval='steps', events: stop"] = Case(options, rows, True, "steps", "stop")
     jumps = {"jump_at": (0.4, 0.7), "step_at": (0.6,)}
+    cases |= _coupled()
     cases["adaptive, joint, jumps"] = Case(ADAPTIVE, None, True, "still", more=jumps)
     cases["adaptive, rows, jumps"] = Case(ADAPTIVE, "own", True, "still", more=jumps)
     return cases
+
+
+def _coupled() -> dict[str, Case]:
+    """A coupling as the method: its second state is a part of what a step starts from."""
+    fixed = FIXED | {"method": neurode.Reversible("rk4")}
+    adaptive = ADAPTIVE | {"method": neurode.Reversible("dopri5")}
+    return {
+        "coupled, fixed, joint, moving times": Case(fixed, None, times=True, outputs="moving"),
+        "coupled, fixed, joint, dense, events: bounce": Case(fixed, None, True, "dense", "bounce"),
+        "coupled, fixed, rows, own span": Case(fixed, "own"),
+        "coupled, adaptive, joint, events: bounce": Case(adaptive, None, True, "moving", "bounce"),
+        "coupled, adaptive, rows, outputs": Case(adaptive, "shared", outputs="still"),
+        "coupled, adaptive, rows, own span, moving times, events: bounce": Case(
+            adaptive, "own", True, "moving", "bounce"
+        ),
+        "coupled, adaptive, rows, own span, dense": Case(adaptive, "own", True, "dense"),
+    }
 
 
 def _methods() -> dict[str, Case]:

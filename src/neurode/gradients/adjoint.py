@@ -20,6 +20,7 @@ from neurode._solution import RowStatus, Stats
 from neurode._state import Layout, number, real_dtype
 from neurode.control import standins
 from neurode.gradients.inputs import Inputs, Replayed, refuse_unlisted
+from neurode.gradients.pull import pull
 from neurode.output.interpolant import coefficients, evaluate, fractions, horner, weights
 from neurode.stepping import Step, stepper
 from neurode.stepping.step import increment
@@ -319,7 +320,7 @@ class Sweep:
             refuse_unlisted(dy, self.replayed.listed | {id(y)})
             if not dy.requires_grad:
                 return dy.detach(), [torch.zeros_like(x) for x in (y, *inputs)]
-            grads = torch.autograd.grad(dy, (y, *inputs), a, allow_unused=True)
+            grads = pull([dy], [a], [y, *inputs])
         filled = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, (y, *inputs), strict=True)]
         return dy.detach(), filled
 
@@ -333,7 +334,7 @@ class Sweep:
             refuse_unlisted(dy, known)
             if not dy.requires_grad:
                 return
-            grads = torch.autograd.grad(dy, self.inputs, a * -weight, allow_unused=True)
+            grads = pull([dy], [a * -weight], self.inputs)
         for total, grad in zip(self.sums, grads, strict=True):
             if grad is not None:
                 total.add_(grad)

@@ -20,7 +20,7 @@ from neurode.gradients.replay import JointReplay, RowReplay
 from neurode.gradients.sweep import Sweep
 from neurode.gradients.totals import Times, moving_times, still
 from neurode.gradients.values import Attach, Parts, values_of
-from neurode.stepping import stepper
+from neurode.stepping import COUPLED, stepper
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Discrete:
     checkpoints: int | None = None
 
     name = "discrete"
-    handles: ClassVar = frozenset({"events", "dense", "steps", "rows", "adams", "symplectic"})
+    handles: ClassVar = frozenset({"events", "dense", "steps", "rows", "adams", "coupled", "symplectic"})
 
     def __post_init__(self) -> None:
         if self.alive not in ("step", "stage"):
@@ -121,7 +121,8 @@ class _Work:
     def _recorder(self, y0: Tensor) -> Any:
         """What notes the steps."""
         problem = self.problem
-        return Recorder(y0, self.settings.checkpoints, stepper(problem.method).remembers, problem.dense)
+        history, coupled = stepper(problem.method).remembers, problem.method.kind in COUPLED
+        return Recorder(y0, self.settings.checkpoints, history, coupled, problem.dense)
 
     def attach(self, values: dict[Any, Tensor]) -> Outcome:
         """The outcome of the forward pass with the values that autograd knows."""

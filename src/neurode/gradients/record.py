@@ -64,7 +64,7 @@ class RowStride:
 
 @dataclass(frozen=True)
 class State:
-    """What a step starts from: the state, and the derivatives that a multistep method remembers."""
+    """What a step starts from: the state, and the derivatives that a multistep method remembers, or a coupling's second state."""
 
     y: Tensor
     past: tuple[Tensor, ...] = ()
@@ -77,6 +77,7 @@ class Recorder:
         y0: inner initial state.
         limit: states that may be kept; None keeps all.
         history: whether the method remembers derivatives.
+        coupled: whether its carry is a second state.
         dense: whether the interpolants are kept, which are told by their intervals.
 
     Attributes:
@@ -85,11 +86,11 @@ class Recorder:
         ended: the number of the catch that ended the solve (a row), -1 for none.
     """
 
-    def __init__(self, y0: Tensor, limit: int | None, history: bool, dense: bool) -> None:
+    def __init__(self, y0: Tensor, limit: int | None, history: bool, coupled: bool, dense: bool) -> None:
         self.strides: list[Any] = []
         self.states = Checkpoints(limit)
-        self.full = y0 if limit is not None else None  # all rows, those that have left included
-        self.limit, self.history, self.dense = limit, history, dense
+        self.full = State(y0, (y0,) if coupled else ())  # all rows, those that have left included
+        self.limit, self.history, self.coupled, self.dense = limit, history, coupled, dense
         self.intervals: list[Any] = []
         self.catches: list[Tensor] = []
         self.ended: Any = -1
@@ -97,6 +98,8 @@ class Recorder:
         self.resumed: Any = None
 
     def _past(self, step: Any) -> tuple[Tensor, ...]:
+        if self.coupled:
+            return (step.restart,)
         return step.restart.ks if self.history else ()
 
     def joint(self, step: Any, marks: tuple[Any, ...], catch: Any) -> None:
@@ -134,11 +137,9 @@ class Recorder:
             self.point[pace.rows], t1, self.resumed[pace.rows], marks,
         )  # fmt: skip
         self.resumed = self.resumed.index_copy(0, pace.rows, torch.where(accepted, -1, stride.resumed))
-        after = torch.where(accepted.unsqueeze(1), step.y1, step.y0)
         if catch is not None:
             stride = self._caught(stride, catch)
-            after = torch.where(catch.lanes.unsqueeze(1), catch.after, after)
-        self._keep(n, stride, step, after)
+        self._keep(n, stride, step, catch)
         self.strides.append(stride)
 
     def _caught(self, stride: RowStride, catch: Any) -> RowStride:
@@ -151,14 +152,18 @@ class Recorder:
         self.ended = self.ended.index_copy(0, rows, torch.where(ended, number_, self.ended[rows]))
         return replace(stride, end=torch.where(lanes, catch.t, stride.t1), caught=number_)
 
-    def _keep(self, n: int, stride: RowStride, step: Any, after: Tensor) -> None:
+    def _keep(self, n: int, stride: RowStride, step: Any, catch: Any) -> None:
         if self.limit is None:
             self.states.keep(n, State(step.y0, self._past(step)))
             return
-        assert self.full is not None
         if self.states.wants(n):
-            self.states.keep(n, State(self.full, self._past(step)))
-        self.full = put(self.full, stride, after)
+            self.states.keep(n, self.full if self.coupled else State(self.full.y, self._past(step)))
+        pairs = [(step.y0, step.y1), *([(step.restart, step.carry)] if self.coupled else [])]
+        after = [torch.where(stride.accepted.unsqueeze(1), new, old) for old, new in pairs]
+        if catch is not None:
+            after = [torch.where(catch.lanes.unsqueeze(1), catch.after, x) for x in after]
+        y, *past = (put(x, stride, new) for x, new in zip((self.full.y, *self.full.past), after, strict=True))
+        self.full = State(y, tuple(past))
 
 
 def put(full: Tensor, stride: RowStride, y: Tensor) -> Tensor:

@@ -220,11 +220,14 @@ class JointReplay(Replay):
 
     def advance(self, n: int, state: State, field: Any) -> State:
         """See `Replay.advance`."""
-        before = tuple(self._plain_ends(i)[0] for i in range(n - 1, n - 1 - len(state.past), -1))
+        known = len(state.past) if self.stepper.remembers else 0
+        before = tuple(self._plain_ends(i)[0] for i in range(n - 1, n - 1 - known, -1))
         step = self._step(n, state, self._plain_ends(n), before, field)
         catch = self._find_events(n, lambda: self.stepper.piece(field, step)[0], None)
         if catch is not None:
-            return State(catch.after)
+            return State(catch.after, (catch.after,) if self.coupled else ())
+        if self.coupled:
+            return State(step.y1, (step.carry,))
         return State(step.y1, step.carry.ks if self.stepper.remembers and not self._fresh(n + 1) else ())
 
     def _fresh(self, n: int) -> bool:
@@ -316,9 +319,13 @@ class RowReplay(Replay):
 
     def state(self, n: int, kept: State) -> State:
         """See `Replay.state`."""
-        stride, y = self.strides[n], kept.y
-        y = y if stride.whole or len(y) == len(stride.rows) else y.index_select(0, stride.rows)
-        return State(self._instead(stride, y), tuple(self._instead(stride, k) for k in kept.past))
+        stride = self.strides[n]
+
+        def present(x: Tensor) -> Tensor:
+            x = x if stride.whole or len(x) == len(stride.rows) else x.index_select(0, stride.rows)
+            return self._instead(stride, x)
+
+        return State(present(kept.y), tuple(map(present, kept.past)))
 
     def _instead(self, stride: RowStride, x: Tensor) -> Tensor:
         if self.gone is None:
@@ -335,13 +342,20 @@ class RowReplay(Replay):
         """See `Replay.advance`."""
         stride, here = self.strides[n], self.state(n, state)
         ends = [self._instead(stride, stride.t0), self._instead(stride, stride.t1)]
-        before = tuple(self._instead(s, s.t0) for s in reversed(self.strides[n - len(here.past) : n]))
+        known = len(here.past) if self.stepper.remembers else 0
+        before = tuple(self._instead(s, s.t0) for s in reversed(self.strides[n - known : n]))
         step = self._step(n, here, ends, before, field)
         catch = self._find_events(n, lambda: self.stepper.piece(field, step)[0], None)
-        y = torch.where(stride.accepted.unsqueeze(1), step.y1, here.y)
-        if catch is not None:
-            return State(put(state.y, stride, torch.where(catch.lanes.unsqueeze(1), catch.after, y)))
-        return State(put(state.y, stride, y), step.carry.ks if self.stepper.remembers else ())
+
+        def after(old: Tensor, new: Tensor, whole: Tensor) -> Tensor:
+            new = torch.where(stride.accepted.unsqueeze(1), new, old)
+            new = new if catch is None else torch.where(catch.lanes.unsqueeze(1), catch.after, new)
+            return put(whole, stride, new)
+
+        y = after(here.y, step.y1, state.y)
+        if self.coupled:
+            return State(y, (after(here.past[0], step.carry, state.past[0]),))
+        return State(y, step.carry.ks if self.stepper.remembers and catch is None else ())
 
     def _marks(self, n: int) -> tuple[Any, ...]:
         """The events of a step, without those of rows that became NaN later."""

@@ -15,10 +15,10 @@ from neurode._loop import Outcome, integrate
 from neurode._problem import Problem
 from neurode._solution import Stats
 from neurode.gradients.discrete import _Function, _Work
-from neurode.gradients.inputs import inputs_of, refuse_unlisted
+from neurode.gradients.inputs import inputs_of
 from neurode.gradients.record import RowStride, State
 from neurode.gradients.replay import Taken
-from neurode.gradients.sweep import Sweep
+from neurode.gradients.sweep import Sweep, leaf
 from neurode.gradients.track import JointTrack, RowTrack
 from neurode.methods import Reversible
 from neurode.stepping import Interval, Step
@@ -151,7 +151,7 @@ class _Retrace(Sweep):
         super().__init__(replay, track, y0, grads, failed, by_stages=False)
         self.track, self.lost = track, lost
         self.stepper, self.share = replay.stepper, replay.problem.method.coupling
-        self.gz = torch.zeros_like(y0)
+        (self.gz,) = self.gpast
 
     def run(self) -> None:
         """Go back through all steps."""
@@ -196,40 +196,65 @@ class _Retrace(Sweep):
         ends = self.replay._ends(n, taken)
         with torch.enable_grad():
             field, interval, times = self._afresh(stride, rows, ends)
-            end = y1.detach().requires_grad_()
+            end = leaf(y1)
             back = stepping.down(field, times, end, interval.h)
             z0 = increment(z1, back, B, -interval.h)
             # What both halves read must not be one graph: each has its own pass of autograd.
-            field, interval, times = self._afresh(stride, rows, ends)
-            z = z0.detach().requires_grad_()
+            self.inputs.take(rows)
+            field = self.inputs.field
+            if taken.times:
+                interval, times = self._times(stride, ends)
+            z = leaf(z0)
             ks = stepping.up(field, times, z, interval.h)
             rest = increment(y1, ks, B, -interval.h)
-            y0 = torch.add(z0.detach(), rest.detach() - z0.detach(), alpha=1 / self.share)
-            apart = _Apart(*(x.detach().requires_grad_() for x in (y0, y1, back[0])))
-            step = Step(interval, apart.y0, apart.y1, [*ks, apart.slope], None, z)
-            self.replay.put_outputs(n, step, apart.y1, cache(lambda: stepping.piece(field, step)[0]), taken)
-        out = [(v, c) for v, name, place in taken.outputs if (c := self._cotangent(name, place)) is not None]
-        first = [(z0, -gz)]
-        if out:  # what they ask of the new y, and of the derivative there, goes down with the rest
-            into_y1, slope = torch.autograd.grad(
-                [v for v, _ in out], (apart.y1, apart.slope), [c for _, c in out], retain_graph=True, allow_unused=True
-            )
+        z0_, rest_ = z0.detach(), rest.detach()
+        y0 = torch.add(z0_, rest_ - z0_, alpha=1 / self.share)
+        out, apart, slope = [], [], None
+        if not self.replay.is_plain(
+            n
+        ):  # what outputs ask of the new y, and of the derivative there, goes down with the rest
+            out, apart = self._outputs(n, interval, z, y0, y1, [*ks, back[0]], taken)
+            into_y1, slope = self._asked(out, apart)
             gy = gy if into_y1 is None else gy + into_y1
-            first += [] if slope is None else [(back[0], slope)]
-        (into_y1,) = self._pull(first, [end], taken.times)
+        (into_y1,) = self._pull([(z0, -gz), (back[0], slope)], [end], taken.times)
         gy = gy if into_y1 is None else gy + into_y1
-        into_z, into_y0, *_ = self._pull([(rest, -gy), *out], [z, *apart], taken.times)
+        into_z, *into = self._pull([(rest, -gy), *out], [z, *apart], taken.times)
         gy, gz = self.share * gy, torch.add(gz, gy, alpha=1 - self.share)
-        gy = gy if into_y0 is None else gy + into_y0
+        gy = gy if not into or into[0] is None else gy + into[0]
         gz = gz if into_z is None else gz + into_z
-        return [y0, z0.detach(), gy, gz]
+        return [y0, z0_, gy, gz]
+
+    def _outputs(
+        self, n: int, interval: Interval, z: Tensor, y0: Tensor, y1: Tensor, ks: list[Tensor], taken: Taken
+    ) -> tuple[list[Any], list[Tensor]]:
+        """The outputs in a step with their cotangents, and the leaves that they hang on besides z and its stages."""
+        with torch.enable_grad():
+            apart = _Apart(*map(leaf, (y0, y1, ks[-1])))
+            step = Step(interval, apart.y0, apart.y1, [*ks[:-1], apart.slope], None, z)
+            piece = cache(lambda: self.stepper.piece(self.inputs.field, step)[0])
+            self.replay.put_outputs(n, step, apart.y1, piece, taken)
+        out = [(v, c) for v, name, place in taken.outputs if (c := self._cotangent(name, place)) is not None]
+        return out, [*apart]
+
+    def _asked(self, out: list[Any], apart: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """What outputs ask of the new y, and of the derivative there."""
+        if not out:
+            return None, None
+        _, y1, slope = apart
+        values, cotangents = zip(*out, strict=True)
+        into = torch.autograd.grad(values, (y1, slope), cotangents, retain_graph=True, allow_unused=True)
+        return into[0], into[1]
 
     def _afresh(self, stride: Any, rows: Any, ends: list[Any]) -> tuple[Any, Interval, tuple[Tensor, ...]]:
         """The field on the rows of a step, its interval and the times of its stages, on the tape."""
         self.inputs.take(rows)
-        field = self.inputs.field
-        interval = Interval(ends[0], ends[1], field.time_dtype, *stride.jumps)
-        return field, interval, interval.times(self.stepper.method.C, self.y, field.time_dtype)
+        return self.inputs.field, *self._times(stride, ends)
+
+    def _times(self, stride: Any, ends: list[Any]) -> tuple[Interval, tuple[Tensor, ...]]:
+        """The interval of a step, and the times of its stages."""
+        dtype = self.inputs.field.time_dtype
+        interval = Interval(ends[0], ends[1], dtype, *stride.jumps)
+        return interval, interval.times(self.stepper.method.C, self.y, dtype)
 
     # ---- a step with events: found again from the states before it
 
@@ -238,12 +263,12 @@ class _Retrace(Sweep):
     ) -> list[Tensor]:
         """Take a step with events in it again, whole, from the states before it."""
         start = self._start_of(n, stride, rows, y1, z1)
-        y, z = (x.detach().requires_grad_() for x in (start.y, start.past[0]))
+        y, z = (leaf(x) for x in (start.y, start.past[0]))
         with torch.enable_grad():
             self.inputs.take(rows)
             taken = self.replay.take(n, State(y, (z,)), self.inputs.field)
         pairs = [(taken.after, gy), (taken.carry[0], gz)]
-        pairs += [(v, c) for v, name, place in taken.outputs if (c := self._cotangent(name, place)) is not None]
+        pairs += [(value, self._cotangent(name, place)) for value, name, place in taken.outputs]
         into = self._pull(pairs, [y, z], taken.times)
         return [start.y, start.past[0], *(torch.zeros_like(y) if grad is None else grad for grad in into)]
 
@@ -273,25 +298,6 @@ class _Retrace(Sweep):
     @property
     def _present(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.y, self.z, self.gy, self.gz
-
-    def _pull(self, pairs: list[tuple[Tensor, Tensor]], starts: list[Tensor], leaves: list[Any]) -> Any:
-        """Gradients of `starts`; those of times and inputs go to their sums."""
-        pairs = [(v, c) for v, c in pairs if v.requires_grad]
-        if not pairs:
-            return [None] * len(starts)
-        moving = list(dict.fromkeys(leaf for leaf, _, _ in leaves))
-        wanted = [*starts, *moving, *self.inputs.wanted]
-        values = [v for v, _ in pairs]
-        refuse_unlisted(values, self.inputs.listed.union(map(id, wanted)))
-        grads = torch.autograd.grad(values, wanted, [c for _, c in pairs], allow_unused=True)
-        found = dict(zip(moving, grads[len(starts) :], strict=False))
-        for leaf, name, place in leaves:
-            if found[leaf] is not None:
-                getattr(self.times, name).add(place, found[leaf])
-        sums = [(t, g) for t, g in zip(self.totals, grads[len(starts) + len(moving) :], strict=True) if g is not None]
-        if sums:
-            torch._foreach_add_([t for t, _ in sums], [g for _, g in sums])
-        return grads[: len(starts)]
 
     def _arrive(self, rows: Tensor | None, wide: Tensor | None, new: list[Tensor]) -> None:
         """The states before the step and their gradients; rows that did not take it keep theirs."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neurode.gradients.inputs import Replayed, refuse_unlisted
+from neurode.gradients.pull import pull
 
 
 def add(totals: list[Tensor], grads: Sequence[Tensor | None]) -> None:
@@ -54,7 +55,7 @@ class StageField:
         if not dy.requires_grad:
             return None, None
         refuse_unlisted(dy, inputs.listed.union(map(id, moving)))
-        found = torch.autograd.grad(dy, [*moving, *inputs.wanted], grad, allow_unused=True)
+        found = pull([dy], [grad], [*moving, *inputs.wanted])
         add(self.totals, found[len(moving) :])
         return found[1] if time else None, found[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,10 @@ from torch import Tensor
 
 from neurode.gradients.checkpoints import Checkpoints
 from neurode.gradients.inputs import Replayed, refuse_unlisted
+from neurode.gradients.pull import pull
 from neurode.gradients.record import State
-from neurode.gradients.replay import Replay, Taken
+from neurode.gradients.replay import Replay
 from neurode.gradients.stages import StageField, add
-
-EMPTY: tuple[Tensor, ...] = ()
 
 
 class Sweep:
@@ -29,7 +29,7 @@ class Sweep:
 
     Attributes:
         gy: gradient of the state reached, all rows.
-        gpast: gradients of the derivatives that the method remembers there.
+        gpast: gradients of the derivatives that the method remembers there, or of a coupling's second state.
         totals: gradients of the inputs.
         steps: how many were gone back.
     """
@@ -50,7 +50,8 @@ class Sweep:
         self.inputs.field.num_calls = 0
         self.totals = [torch.zeros_like(x) for x in self.inputs.wanted]
         self.stages = StageField(self.inputs, self.totals) if by_stages else None
-        self.gy, self.gpast = _start(grads.get("y1"), failed, y0), EMPTY
+        self.gy = _start(grads.get("y1"), failed, y0)
+        self.gpast: Sequence[Tensor] = [torch.zeros_like(y0)] if replay.coupled else []
         self.steps = 0
         self._mask_gone()
 
@@ -66,6 +67,8 @@ class Sweep:
             kept = self.states.for_another_pass()
             self.states.reverse(len(self.replay.strides), self._advance, self._back)
             self.states.kept = kept
+        if self.replay.coupled:
+            self.gy = self.gy + self.gpast[0]  # both states of a coupling start alike
         ys = self.grads.get("ys")
         if ys is not None:
             self.gy = self.gy + self.replay.at_start(ys)
@@ -78,17 +81,21 @@ class Sweep:
     def _back(self, n: int, kept: State) -> None:
         """Hand the gradient on to the state before a step."""
         rows, moved = self.replay.lanes(n)
-        here = self.gy if rows is None else self.gy.index_select(0, rows)
         wide = None if moved is None else moved.unsqueeze(1)
-        gy = here if wide is None else torch.where(wide, here, 0.0)
+        full = (self.gy, *self.gpast)
+        here = full if rows is None else [g.index_select(0, rows) for g in full]
+        gy, *self.gpast = here if wide is None else [torch.where(wide, g, 0.0) for g in here]
         state = self.replay.state(n, kept)
         if self.stages is not None and self.replay.stepper.pull_back is not None and self.replay.is_plain(n):
-            new = self._by_stages(n, rows, state.y, gy)
+            new = [self._by_stages(n, rows, state.y, gy)]
         else:
             new = self._on_tape(n, rows, state, gy)
-        if wide is not None:
-            new = new + torch.where(wide, 0.0, here)
-        self.gy = new if rows is None else self.gy.index_copy(0, rows, new)
+        if wide is not None:  # rows that did not take the step keep theirs
+            stay = [g + torch.where(wide, 0.0, old) for g, old in zip(new, here, strict=False)]
+            new = [*stay, *new[len(here) :]]
+        if rows is not None:
+            new = [old.index_copy(0, rows, g) for g, old in zip(new, full, strict=True)]
+        self.gy, *self.gpast = new
         self.steps += 1
 
     def _by_stages(self, n: int, rows: Tensor | None, y: Tensor, gy: Tensor) -> Tensor:
@@ -99,47 +106,51 @@ class Sweep:
         interval = self.replay.interval(n, field.time_dtype)
         return self.replay.stepper.pull_back(field, interval, y, gy, lambda t, z, g: stages.vjp(t, z, g)[1])
 
-    def _on_tape(self, n: int, rows: Tensor | None, state: State, gy: Tensor) -> Tensor:
-        """The whole step on the tape, and its derivative."""
-        state = State(_leaf(state.y), tuple(map(_leaf, state.past)))
+    def _on_tape(self, n: int, rows: Tensor | None, state: State, gy: Tensor) -> list[Tensor]:
+        """The whole step on the tape, and its derivative: the gradients of what it starts from."""
+        state = State(leaf(state.y), tuple(map(leaf, state.past)))
         with torch.enable_grad():
             self.inputs.take(rows)
             taken = self.replay.take(n, state, self.stages or self.inputs.field)
         pairs = [(taken.after, gy), *zip(taken.carry, self.gpast, strict=False)]
         pairs += [(value, self._cotangent(name, place)) for value, name, place in taken.outputs]
-        new = self._derivative(taken, pairs)
-        return torch.zeros_like(gy) if new is None else new
+        starts = [taken.y, *taken.past]
+        return [_or_zero(grad, x) for grad, x in zip(self._pull(pairs, starts, taken.times), starts, strict=True)]
 
     def _cotangent(self, name: Any, place: Any) -> Tensor | None:
         """What came to a part of a value."""
         grad = self.times.catches.total if name == "catches" else self.grads[name]
         return None if grad is None else grad[place]
 
-    def _derivative(self, taken: Taken, pairs: list[Any]) -> Tensor | None:
-        """Pull the cotangents of a step's results back to what it started from; sums those of times and inputs.
+    def _pull(self, pairs: list[Any], starts: list[Tensor], times: list[Any]) -> Sequence[Tensor | None]:
+        """Pull cotangents back: those of times and inputs go to their sums.
+
+        Args:
+            pairs: values with their cotangents, None where nothing came.
+            starts: leaves.
+            times: leaves for times, as in `Taken.times`.
 
         Returns:
-            The gradient of the state before the step.
+            The gradients of `starts`.
         """
         pairs = [(v, c) for v, c in pairs if c is not None and v.requires_grad]
-        self.gpast = EMPTY
         if not pairs:
-            return None
-        leaves = [taken.y, *taken.past, *dict.fromkeys(t for t, _, _ in taken.times)]
-        wanted = [*leaves, *self.inputs.wanted]
+            return [None] * len(starts)
+        leaves = [*starts, *dict.fromkeys(t for t, _, _ in times)]
         values = [v for v, _ in pairs]
         refuse_unlisted(values, self.inputs.listed.union(map(id, leaves)))
-        grads = torch.autograd.grad(values, wanted, [c for _, c in pairs], allow_unused=True)
-        found = dict(zip(leaves, grads, strict=False))
-        for leaf, name, place in taken.times:
-            if found[leaf] is not None:
-                getattr(self.times, name).add(place, found[leaf])
+        grads = pull(values, [c for _, c in pairs], [*leaves, *self.inputs.wanted])
         add(self.totals, grads[len(leaves) :])
-        self.gpast = tuple(_or_zero(found[x], x) for x in taken.past)
-        return found[taken.y]
+        if times:
+            found = dict(zip(leaves, grads, strict=False))
+            for t, name, place in times:
+                if found[t] is not None:
+                    getattr(self.times, name).add(place, found[t])
+        return grads[: len(starts)]
 
 
-def _leaf(x: Tensor) -> Tensor:
+def leaf(x: Tensor) -> Tensor:
+    """The same numbers, as where a graph begins."""
     return x.detach().requires_grad_()
 
 

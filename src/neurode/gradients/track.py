@@ -39,8 +39,33 @@ class Special:
     start: State | None = None
 
 
-class JointTrack:
-    """The steps of a joint solve; read like a sequence of `Stride`s, which are made when they are asked for.
+class Track:
+    """The steps of a solve; read like a sequence of strides, which are made when they are asked for."""
+
+    latest: tuple[int, Any] = (-1, None)  # asked for several times while a step is gone back over
+
+    @property
+    def strides(self) -> Track:
+        """The steps."""
+        return self
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, n: int) -> Any:
+        if self.latest[0] != n:
+            self.latest = n, self._stride(n)
+        return self.latest[1]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[n] for n in range(len(self)))
+
+    def _stride(self, n: int) -> Any:
+        raise NotImplementedError
+
+
+class JointTrack(Track):
+    """The steps of a joint solve.
 
     Attributes:
         catches: the times of the events that changed the course.
@@ -56,11 +81,6 @@ class JointTrack:
         self.cut: list[int] = []  # the steps that events cut short
         self.ended: Any = -1
         self.intervals: list[Any] = []
-
-    @property
-    def strides(self) -> JointTrack:
-        """The steps."""
-        return self
 
     def joint(self, step: Step, marks: tuple[Any, ...], catch: Any) -> None:
         """Note an accepted step, the events in it, and what they changed."""
@@ -80,7 +100,7 @@ class JointTrack:
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def __getitem__(self, n: int) -> Stride:
+    def _stride(self, n: int) -> Stride:
         special, before = self.special.get(n), self.special.get(n - 1)
         t0, end = self.ends[n], self.ends[n + 1]
         t1 = end if special is None else special.t1
@@ -92,16 +112,13 @@ class JointTrack:
             special.caught if special else None, before.caught if before else None,
         )  # fmt: skip
 
-    def __iter__(self) -> Iterator[Stride]:
-        return (self[n] for n in range(len(self)))
-
     def states(self) -> State:
         """y and z at the end."""
         return self.last
 
 
-class RowTrack:
-    """The attempts of rows with times of their own; read like a sequence of `RowStride`s."""
+class RowTrack(Track):
+    """The attempts of rows with times of their own."""
 
     def __init__(self, problem: Problem) -> None:
         self.t0 = problem.t0.detach()
@@ -117,11 +134,6 @@ class RowTrack:
         self.resumed = torch.full_like(self.t0, -1, dtype=torch.int64)  # the catch that each row starts from
         self.behind = torch.zeros_like(self.resumed)  # how many attempts did not reach their point of the grid
         self.after_catches: dict[int, tuple[Tensor, Tensor]] = {}  # the same two for attempts behind the first catch
-
-    @property
-    def strides(self) -> RowTrack:
-        """The attempts."""
-        return self
 
     def rows(self, pace: Any, step: Step, marks: tuple[Any, ...], catch: Any) -> None:
         """Note an attempt, the events in it, and what they changed."""
@@ -171,7 +183,7 @@ class RowTrack:
     def __len__(self) -> int:
         return len(self.attempts)
 
-    def __getitem__(self, n: int) -> RowStride:
+    def _stride(self, n: int) -> RowStride:
         end, rows, whole = self.attempts[n]
         special, start = self.special.get(n), self._start(n, rows)
         t1 = end if special is None else special.t1
@@ -189,9 +201,6 @@ class RowTrack:
         start, before, _ = self.attempts[n - 1]
         # Rows only ever leave, so that those of this attempt are among those of the one before, both in order.
         return start if before is rows else start[torch.searchsorted(before, rows)]
-
-    def __iter__(self) -> Iterator[RowStride]:
-        return (self[n] for n in range(len(self)))
 
 
 __all__ = ["JointTrack", "RowTrack", "Special"]

@@ -30,6 +30,7 @@ class ReversibleStepper:
     method: Reversible
 
     remembers = False  # what it carries is a second state, not a history
+    pull_back = None  # a step of it is taken back on the tape of its stages
 
     @property
     def dense_costs(self) -> bool:
