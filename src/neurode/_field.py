@@ -76,7 +76,8 @@ class Field:
         self.has_aux = has_aux
         self.time_dtype = real_dtype(layout.dtype)
         self.num_calls = 0
-        self._plain = layout.plain and not has_aux
+        self.dtype = layout.dtype
+        self._lean = False
         self._time_tail = layout.time_shape if layout.batched else None
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
@@ -90,29 +91,27 @@ class Field:
             The inner derivative, of the shape and dtype of `y`.
         """
         self.num_calls += 1
-        if self.num_calls == 1 and not unreadable(y) and not y.is_inference():
-            return self._first_call(t, y)
-        return self._call(t, y)
+        if self._time_tail is not None:
+            t = self.row_time(t, y)
+        if not self._lean:
+            return self._call(t, y)
+        dy = self.f(t, y, *self.args) if self.args else self.f(t, y)
+        if type(dy) is Tensor and dy.dtype is self.dtype and dy.shape == y.shape:
+            return dy
+        return self.layout.derivative(dy, y)
 
-    def _first_call(self, t: Tensor, y: Tensor) -> Tensor:
-        """The first evaluation, which also shows whether `f` leaves `y` alone: a solver goes on using it."""
-        before = y._version
-        dy = self._call(t, y)
-        if y._version != before:
+    def _call(self, t: Tensor, y: Tensor) -> Tensor:
+        """An evaluation that has something to turn into what `f` takes, or to look at."""
+        first = self.num_calls == 1 and not unreadable(y) and not y.is_inference()
+        before = y._version if first else 0
+        dy = self.layout.derivative(self._result(t, y)[0], y)
+        if first and y._version != before:  # a solver goes on using it
             raise FieldError(
                 "f(t, y) changed y in place, which the solver goes on using. Return a new tensor: type -y, not y.neg_()."
             )
+        # Where nothing has to be packed, later evaluations are looked at for type, dtype and shape alone.
+        self._lean = self.layout.plain and not self.has_aux
         return dy
-
-    def _call(self, t: Tensor, y: Tensor) -> Tensor:
-        if self._time_tail is not None:
-            t = self.row_time(t, y)
-        if not self._plain:
-            return self._call_tree(t, y)
-        dy = self.f(t, y, *self.args)
-        if type(dy) is Tensor and dy.dtype is y.dtype and dy.shape == y.shape and dy.device == y.device:
-            return dy
-        return self.layout.derivative(dy, y)
 
     def row_time(self, t: Tensor, y: Tensor) -> Tensor:
         """Times as `f` gets them with rows: `(rows, 1, ..., 1)`, of the rank of the state."""
@@ -121,9 +120,6 @@ class Field:
         if t.ndim == 0:
             return t.expand(y.shape[0], *tail)
         return t.reshape(-1, *tail) if tail else t
-
-    def _call_tree(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.layout.derivative(self._result(t, y)[0], y)
 
     def _result(self, t: Tensor, y: Tensor) -> tuple[Any, Any]:
         out = self.f(t, self.layout.unpack(y), *self.args)

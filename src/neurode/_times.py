@@ -30,7 +30,7 @@ def read_span(t_span: Any, layout: Layout, rows: int, per_row: bool) -> tuple[An
     """
     if isinstance(t_span, Tensor) and t_span.ndim >= 1:
         t_span = tuple(t_span.unbind(0))
-    if not isinstance(t_span, Sequence) or isinstance(t_span, str) or len(t_span) != 2:
+    if not isinstance(t_span, (tuple, list, Sequence)) or isinstance(t_span, str) or len(t_span) != 2:
         raise InputError(f"t_span is {_show(t_span)}; it must be two times, such as t_span=(0.0, 1.0).")
     ends = [_read_end(name, t, layout, rows) for name, t in zip(("t0", "t1"), t_span, strict=True)]
     wide = any(isinstance(t, Tensor) and t.ndim == 1 for t in ends)
@@ -41,9 +41,16 @@ def read_span(t_span: Any, layout: Layout, rows: int, per_row: bool) -> tuple[An
     return ends[0], ends[1]
 
 
+def as_time(t: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A time as a tensor; a float takes half of what `torch.as_tensor` needs for it."""
+    if isinstance(t, float):
+        return torch.scalar_tensor(t, dtype=dtype, device=device)
+    return torch.as_tensor(t, dtype=dtype, device=device)
+
+
 def _as_tensor(t: Any, layout: Layout) -> Tensor:
     dtype = torch.float32 if layout.device.type == "mps" else torch.float64
-    return torch.as_tensor(t, dtype=dtype, device=layout.device)
+    return as_time(t, dtype, layout.device)
 
 
 def _show(value: Any) -> str:
@@ -111,7 +118,7 @@ def read_t_eval(t_eval: Any, t0: Any, t1: Any, layout: Layout, rows: int) -> Any
 
 
 def _refuse_outside(times: Tensor, t0: Any, t1: Any) -> None:
-    start, end = (torch.as_tensor(t, dtype=times.dtype, device=times.device).detach() for t in (t0, t1))
+    start, end = (as_time(t, times.dtype, times.device).detach() for t in (t0, t1))
     if start.ndim and times.ndim == 1:
         times = times.unsqueeze(1)
     sign = torch.where(end >= start, 1.0, -1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -17,10 +18,37 @@ from neurode.stepping import Interval, Step, places
 class FloatGrid(list[float]):
     """A grid of plain floats, not to be changed: the same one serves all solves on the same span."""
 
+    def __init__(self, points: Iterable[float]) -> None:
+        super().__init__(points)
+        self.kept: dict[Any, tuple[Tensor, list[Interval]]] = {}
+
     @cached_property
     def tensor(self) -> Tensor:
         """The grid in float64."""
         return torch.tensor(self, dtype=torch.float64)
+
+    def first(self, nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> list[Interval]:
+        """Its first steps with the times of their stages, made once and kept: they cost a short solve what 20 stages do."""
+        key = (nodes, dtype, device)
+        times, intervals = self.kept.get(key, (None, []))
+        if times is not None and times._version == 0:  # nobody changed the times in place that `f` was given
+            return intervals
+        with torch.inference_mode(False):
+            times, intervals = stamped(self[: BLOCK + 1], nodes, dtype, device)
+        if type(times) is Tensor and not unreadable(times):
+            self.kept[key] = times, intervals
+        return intervals
+
+
+def stamped(
+    points: list[float], nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, list[Interval]]:
+    """The intervals between plain numbers; the times of all their stages are made in one operation."""
+    steps = list(zip(points[:-1], points[1:], strict=True))
+    whole = torch.tensor([t for t0, t1 in steps for t in places(t0, t1, nodes)], dtype=dtype, device=device)
+    times, size = whole.unbind(), len(nodes)
+    stamps = [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
+    return whole, [Interval(t0, t1, dtype, stamps=stamp) for (t0, t1), stamp in zip(steps, stamps, strict=True)]
 
 
 def grid_of_steps(t0: Any, t1: Any, steps: int) -> Any:
@@ -114,18 +142,19 @@ class FixedPace:
 
     def _block(self) -> list[Interval]:
         """The next intervals; where their times are plain numbers, those of all stages are made together."""
+        nodes, jumps, device = getattr(self.problem.method, "C", None), self.jumps, self.problem.y0.device
+        plain = nodes is not None and not jumps
+        if plain and self.index == 0 and isinstance(self.grid, FloatGrid) and not torch.compiler.is_compiling():
+            return self.grid.first(nodes, self.dtype, device)
         points = self.grid[self.index : min(self.index + BLOCK, self.last) + 1]
-        steps = list(zip(points[:-1], points[1:], strict=True))
-        nodes, jumps, dtype = getattr(self.problem.method, "C", None), self.jumps, self.dtype
-        if jumps:
-            return [Interval(t0, t1, dtype, number(t0) in jumps, number(t1) in jumps) for t0, t1 in steps]
-        if nodes is None or any(isinstance(t, Tensor) for t in points):
-            return [Interval(t0, t1, dtype) for t0, t1 in steps]
-        flat = [t for t0, t1 in steps for t in places(t0, t1, nodes)]
-        times = torch.tensor(flat, dtype=dtype, device=self.problem.y0.device).unbind()
-        size = len(nodes)
-        stamps = [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
-        return [Interval(t0, t1, dtype, stamps=stamp) for (t0, t1), stamp in zip(steps, stamps, strict=True)]
+        if plain and not any(isinstance(t, Tensor) for t in points):
+            return stamped(points, nodes, self.dtype, device)[1]
+        return [self._between(t0, t1) for t0, t1 in zip(points[:-1], points[1:], strict=True)]
+
+    def _between(self, t0: Any, t1: Any) -> Interval:
+        if not self.jumps:
+            return Interval(t0, t1, self.dtype)
+        return Interval(t0, t1, self.dtype, number(t0) in self.jumps, number(t1) in self.jumps)
 
     def judge(self, step: Step) -> None:
         """Accept, and go on to the next point of the grid."""
@@ -137,12 +166,13 @@ class FixedPace:
 
     def catch(self, catch: Any) -> None:
         """Go on from an event inside the step just taken to the grid's next point, or end there."""
-        self.grid, self.ahead = list(self.grid), []
-        self.index -= 1
-        t = catch.t[0]
-        self.grid[self.index] = t if t.requires_grad else float(t)
-        self.accepts += 1
-        self._go_on()
+        if self.running:
+            self.ahead.append(self.interval)  # comes after what is left of this step
+        t = catch.t[0] if catch.t.requires_grad else float(catch.t[0])
+        self.accepts, self.index, self.running = self.accepts + 1, self.index - 1, True
+        self.grid = list(self.grid)
+        self.grid[self.index] = t
+        self.interval = self._between(t, self.grid[self.index + 1])
         if int(catch.ended[0]) >= 0:
             self.stop(list(Status)[int(catch.ended[0])])
 

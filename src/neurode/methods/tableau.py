@@ -12,6 +12,7 @@ from neurode.methods.trees import elementary_weights, first_failure
 
 Floats = tuple[float, ...]
 Rows = tuple[Floats, ...]
+Terms = tuple[tuple[int, float], ...]
 
 # Residuals of conditions evaluated in double precision, relative to the size of their terms. Tableaus that
 # are published as 16-digit decimals reach 1e-15; a wrong digit anywhere a user would make one shows at 1e-10
@@ -36,6 +37,11 @@ def exact(numbers: str) -> tuple[Fraction, ...]:
         (Fraction(1, 5), Fraction(0, 1), Fraction(-1, 4))
     """
     return tuple(Fraction(number) for number in numbers.split())
+
+
+def _terms(row: Floats) -> Terms:
+    """The weights of a row that are not zero, each with its place."""
+    return tuple((i, w) for i, w in enumerate(row) if w)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class ButcherTableau:
         kind: `"explicit"`.
         adaptive: whether there is an error estimate.
         fsal: whether the last stage is `f` at the new point, and so the first stage of the next step.
-        terms: for every stage behind the first, which stages enter it and with which weights.
+        terms, last_terms: which stages enter every stage behind the first, and the solution, and with which weights.
         num_stages: number of rows, an FSAL stage included.
         num_evaluations_per_step: evaluations of `f` that a step costs: one less than the stages when FSAL.
         num_dense_evaluations: further evaluations in a step that needs dense output.
@@ -122,7 +128,8 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
     kind: ClassVar[str] = "explicit"
     adaptive: bool = field(init=False, repr=False, compare=False)
     fsal: bool = field(init=False, repr=False, compare=False)
-    terms: tuple[tuple[tuple[int, float], ...], ...] = field(init=False, repr=False, compare=False)
+    terms: tuple[Terms, ...] = field(init=False, repr=False, compare=False)
+    last_terms: Terms = field(init=False, repr=False, compare=False)
     num_stages: int = field(init=False, repr=False, compare=False)
     num_evaluations_per_step: int = field(init=False, repr=False, compare=False)
     num_dense_evaluations: int = field(init=False, repr=False, compare=False)
@@ -214,7 +221,8 @@ rooted tree of density 6) is missed by 0.17; check `a` and `b`, or declare `orde
             adaptive=self.b_error is not None,
             fsal=fsal,
             end_stage=ends[0] if ends else None,
-            terms=tuple(tuple((i, w) for i, w in enumerate(row) if w) for row in self.A[1:]),
+            terms=tuple(map(_terms, self.A[1:])),
+            last_terms=_terms(self.B),
             num_stages=num,
             num_evaluations_per_step=num - 1 if fsal or self.reuse_last else num,
             num_dense_evaluations=len(self.extra_a)

@@ -13,7 +13,7 @@ from torch import Tensor
 from neurode._field import Field
 from neurode.methods.tableau import ButcherTableau
 from neurode.stepping.interval import Interval
-from neurode.stepping.step import Piece, Step, increment, weighted
+from neurode.stepping.step import Piece, Step, combined, further, increment, weighted
 
 # Cubic Hermite basis over x in [0, 1] (Hairer, Norsett & Wanner 1993, II.6): what multiplies y1 - y0, h f0 and h f1.
 HERMITE_RISE, HERMITE_START, HERMITE_END = (0.0, 3.0, -2.0), (1.0, -2.0, 1.0), (0.0, -1.0, 1.0)
@@ -55,18 +55,17 @@ class ExplicitStepper:
         ks = [k]
         z = y
         if isinstance(h, float):
+            more = further()
             for terms, t in zip(tableau.terms, times[1:], strict=True):
-                z = y
-                for i, w in terms:  # `increment`, written out: here it is called at every evaluation of `f`
-                    z = torch.add(z, ks[i], alpha=w * h)
+                z = combined(y, ks, terms, h, more)
                 ks.append(field(t, z))
+            y1 = z if tableau.fsal else combined(y, ks, tableau.last_terms, h, more)
         else:
             for weights, t in zip(tableau.A[1:], times[1:], strict=True):
                 z = increment(y, ks, weights, h)
                 ks.append(field(t, z))
-        if tableau.fsal:
-            return Step(interval, y, z, ks, ks[-1], k)
-        return Step(interval, y, increment(y, ks, tableau.B, h), ks, ks[-1] if tableau.reuse_last else None, k)
+            y1 = z if tableau.fsal else increment(y, ks, tableau.B, h)
+        return Step(interval, y, y1, ks, ks[-1] if tableau.fsal or tableau.reuse_last else None, k)
 
     def pull_back(self, field: Field, interval: Interval, y: Tensor, gy: Tensor, vjp: Callable[..., Any]) -> Tensor:
         """The gradient of a step's start from that of its end, with one evaluation of `f` on a tape at a time.

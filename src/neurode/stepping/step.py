@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,22 +10,36 @@ from torch import Tensor
 
 from neurode.stepping.interval import Interval
 
+add = torch.add  # once: it is looked up for every term of every stage
+
 
 def increment(y: Tensor, ks: list[Tensor], weights: tuple[float, ...], h: Any) -> Tensor:
     """`y + h * sum(w_i k_i)`, leaving out zero weights.
 
-    With a float h every term is one `torch.add(alpha=)`: no 0-dim tensor arithmetic, and for forward Euler bit for bit
+    With a float h every term is one addition with `alpha`: no 0-dim tensor arithmetic, and for forward Euler bit for bit
     the residual block `y + h f`.
     """
     if isinstance(h, float):
-        for k, w in zip(ks, weights, strict=False):
-            if w:
-                y = torch.add(y, k, alpha=w * h)
-        return y
+        return combined(y, ks, [(i, w) for i, w in enumerate(weights[: len(ks)]) if w], h, further())
     total = weighted(ks, weights)
     if total is None:
         return y
     return torch.addcmul(y, h, total) if h.dtype is y.dtype else y + h * total
+
+
+def further() -> Callable[..., Tensor]:
+    """What adds one more term to a sum of a stepper's own: in place where neither a tape nor a transform looks on."""
+    return add if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None else Tensor.add_
+
+
+def combined(
+    y: Tensor, ks: list[Tensor], terms: Sequence[tuple[int, float]], h: float, more: Callable[..., Tensor]
+) -> Tensor:
+    """`increment` for a float h, where `terms` are the weights that are not zero and `more` is `further()`."""
+    plus = add
+    for i, w in terms:
+        y, plus = plus(y, ks[i], alpha=w * h), more
+    return y
 
 
 def weighted(ks: list[Tensor], weights: Any) -> Tensor | None:
