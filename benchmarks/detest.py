@@ -198,8 +198,7 @@ def measure(method: str, name: str, tolerance: float) -> dict[str, Any]:
     row = dict(method=method, problem=name, tolerance=tolerance, error=error, evaluations=evaluations)
     if method in SCIPY:
         row["scipy_error"] = scipy_error(name, method, tolerance)
-        # The controller of SciPy's Runge-Kutta methods, so that the steps are the same.
-        row["error_with_scipy_control"] = our_error(name, method, tolerance, neurode.PID())[0]
+        row["error_with_pi"] = our_error(name, method, tolerance, neurode.PID.pi())[0]
     return row
 
 
@@ -207,7 +206,7 @@ def summary(rows: list[dict[str, Any]], tolerance: float) -> str:
     """A line on one method at one tolerance."""
     over = [row["error"] / tolerance for row in rows]
     text = f"{rows[0]['method']:14} {tolerance:.0e}  error/tolerance: median {np.median(over):9.2f}, worst {max(over):9.2f}"
-    for key, title in (("error", "to SciPy's"), ("error_with_scipy_control", "with its controller")):
+    for key, title in (("error", "to SciPy's"), ("error_with_pi", "with PID.pi()")):
         if "scipy_error" in rows[0]:
             ratios = [row[key] / row["scipy_error"] for row in rows]
             worst = rows[int(np.argmax(ratios))]["problem"]

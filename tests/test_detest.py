@@ -36,28 +36,30 @@ def _scipy():
 
 
 @pytest.mark.parametrize(("method", "tolerance"), PAIRS)
-def test_with_scipy_s_controller_errors_are_scipy_s(method, tolerance, record_property):
-    """`PID()` is the controller of SciPy's Runge-Kutta methods: the same steps, so at most twice the error everywhere."""
+def test_by_default_no_error_is_twice_scipy_s(method, tolerance, record_property):
+    """The default controller is that of SciPy's Runge-Kutta methods: the same steps."""
     ratios = {
-        name: detest.our_error(name, method, tolerance, controller=neurode.PID())[0]
-        / detest.scipy_error(name, method, tolerance)
+        name: detest.our_error(name, method, tolerance)[0] / detest.scipy_error(name, method, tolerance)
         for name in detest.PROBLEMS
     }
     record_property("ratios", ratios)
-    # Class C is stiff enough for dop853 that its steps hover at the edge of stability: rounding decides the last one's error,
-    # which differs by 30 between 0.9 and 1.1 times the tolerance, for SciPy as for us.
-    steady = {name: ratio for name, ratio in ratios.items() if method != "dop853" or name[0] != "C"}
+    # At the tightest tolerances class C is stiff enough for dop853 that its steps hover at the edge of stability: rounding, which
+    # differs between processors, decides the last one's error. It differs by 30 between 0.9 and 1.1 times the tolerance,
+    # for SciPy as for us.
+    hovering = method == "dop853" and tolerance < 1e-7
+    steady = {name: ratio for name, ratio in ratios.items() if not (hovering and name[0] == "C")}
     assert max(steady.values()) <= 2, ratios
     assert np.median(list(ratios.values())) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(("method", "tolerance"), PAIRS)
-def test_with_the_default_controller_errors_are_scipy_s_or_smaller(method, tolerance, record_property):
-    """PI control: smaller errors on most problems. On single ones they are larger, at single tolerances, by luck of signs;
-    on Kepler's orbits of D3 and D4, where errors of equal steps cancel around the orbit, by up to six.
+def test_with_pi_control_errors_are_scipy_s_or_smaller_on_most_problems(method, tolerance, record_property):
+    """On single ones they are larger, at single tolerances, by luck of signs; on Kepler's orbits of D3 and D4, where errors
+    of equal steps cancel around the orbit, by up to six.
     """
     ratios = {
-        name: detest.our_error(name, method, tolerance)[0] / detest.scipy_error(name, method, tolerance)
+        name: detest.our_error(name, method, tolerance, controller=neurode.PID.pi())[0]
+        / detest.scipy_error(name, method, tolerance)
         for name in detest.PROBLEMS
     }
     record_property("ratios", ratios)
