@@ -16,6 +16,7 @@ from neurode import control
 from neurode._problem import Problem
 from neurode._solution import Status
 from neurode._state import unreadable
+from neurode._times import as_time
 from neurode.control import standins
 from neurode.output import compact, joint, rows
 from neurode.output.estimates import Estimates
@@ -72,7 +73,7 @@ def integrate_joint(problem: Problem) -> Outcome:
     field, y, calls = problem.field, problem.y0, problem.field.num_calls
     stepping = stepper(problem.method)
     pace = control.pace(problem, stepping)
-    saver, pieces, sinks = joint.sinks_for(problem, pace.t0, pace.t1)
+    saver, pieces, sinks = joint.sinks_for(problem, pace)
     events, watch, recorder = joint_events(problem, pace), control.watch(problem), problem.recorder
     coupled = problem.method.kind in COUPLED
     jumps = bool(problem.jump_at) and not coupled
@@ -92,7 +93,7 @@ def integrate_joint(problem: Problem) -> Outcome:
             estimates.joint(step)
         piece: Any = None
         carry, catch = step.carry, None
-        if events is not None or (sinks and any(sink.wants(pace.t) for sink in sinks)):
+        if events is not None or (sinks and any(sink.wants(pace.t, step) for sink in sinks)):
             piece, carry = stepping.piece(field, step)
         if events is not None:
             catch = events.scan(piece)
@@ -150,7 +151,7 @@ def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: An
 
 
 def _time(t: Any, problem: Problem) -> Tensor:
-    return torch.as_tensor(t, dtype=time_dtype(problem.y0.device), device=problem.y0.device)
+    return as_time(t, time_dtype(problem.y0.device), problem.y0.device)
 
 
 def end_time(problem: Problem, status: Any, reached: Any) -> Any:

@@ -89,7 +89,8 @@ def solve(
         engine: `"fused"` (a whole solve is one native call that runs `f`, lowered; an error says why where it cannot
             be), `"eager"` (PyTorch runs `f` at every stage), or `"auto"`: fused where it can serve, else eager.
             `solution.stats.engine` says which and why; `neurode.explain(f, y0)` shows the program.
-        controller: step size controller of an adaptive method; default `neurode.PID.pi()`.
+        controller: step size controller of an adaptive method; default `neurode.PID()`, the elementary one with SciPy's
+            constants.
         norm: norm of the error: `"rms"` (default), `"leaf-rms"` (the largest of the leaves'), `"max"`, or a
             callable on the state's pytree (one value a row).
         first_step: length of the first step; None chooses it.
@@ -162,7 +163,7 @@ def solve(
     rows = state.shape[0] if layout.batched else 0
     t0, t1 = _times.read_span(t_span, layout, rows, per_row=chosen.adaptive or _wide(t_eval) or bool(events))
     if any(isinstance(t, Tensor) and is_vmapped(t) for t in (t0, t1)):
-        raise InputError("torch.vmap over t_span: type batch_dim=0 and t_span=(t0, t1) of shape (rows,) each.")
+        _refuse_vmapped_span(batch_dim is None and steps is not None and t_eval is None and not dense, chosen, events)
     _refuse_nan(state, layout, on_failure)
     field = Field(f, layout, args, has_aux)
     field.check_rows(rows)
@@ -261,6 +262,15 @@ def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_step
         raise InputError(f"args is of type {type(args).__name__}; it must be a tuple: type args=(value,).")
 
 
+def _refuse_vmapped_span(at_the_end: bool, method: Any, events: Any) -> None:
+    """Refuse a span whose values cannot be read, unless nothing about the solve depends on them."""
+    if method.adaptive or events or not at_the_end:
+        raise InputError(
+            "torch.vmap over t_span goes with steps=n and the state at the end alone: everything else depends on the times."
+            " Type batch_dim=0 and t_span=(t0, t1) of shape (rows,) each in place of vmap."
+        )
+
+
 def _given(values: Any) -> bool:
     """Whether a list that may be something else, which is refused later, holds anything."""
     return not hasattr(values, "__len__") or len(values) > 0
@@ -331,7 +341,7 @@ def _solution_of(problem: Problem, outcome: Outcome, stats: Stats) -> Solution:
         y1=layout.unpack(outcome.y1),
         status=status,
         stats=stats,
-        t1=torch.as_tensor(outcome.t1, dtype=outcome.ts.dtype, device=outcome.ts.device),
+        t1=_times.as_time(outcome.t1, outcome.ts.dtype, outcome.ts.device),
         num_saved=outcome.num_saved,
         events=tuple(replace(record, y=layout.unpack(record.y, lead=1)) for record in outcome.events),
         interpolant=_interpolant(problem, outcome),
@@ -343,7 +353,7 @@ def _interpolant(problem: Problem, outcome: Outcome) -> Any:
     if not problem.dense:
         return None
     if problem.layout.batched and not problem.per_row:
-        ends = [torch.as_tensor(t, dtype=outcome.ts.dtype, device=outcome.ts.device) for t in (problem.t0, problem.t1)]
+        ends = [_times.as_time(t, outcome.ts.dtype, outcome.ts.device) for t in (problem.t0, problem.t1)]
         t0, t1 = (end.expand(len(problem.y0)) for end in ends)
         shared = SharedPieces.of(outcome.pieces, len(problem.y0), t0.dtype, t0.device)
         return RowDense(problem.layout, problem.y0, t0, t1, torch.where(t1 >= t0, 1.0, -1.0).to(t0.dtype), shared)

@@ -232,3 +232,16 @@ def test_grazing_event_refuses_its_gradient() -> None:
     assert solution.events[0].count == 1
     with pytest.raises(neurode.GradientError, match="grazing"):
         solution.events[0].t.sum().backward()
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0])
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_torch_compile_of_a_continuous_solution(batch_dim: int | None) -> None:
+    field = neurode.nn.MLP(3, (8,), zero_init=False)
+
+    def run(x: Tensor) -> Tensor:
+        sol = solve(field, x, (0.0, 1.0), method="rk4", steps=4, dense=True, batch_dim=batch_dim)
+        return torch.stack([sol(0.0), sol(0.3), sol.derivative(0.3), sol(1.0)])
+
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(x), run(x))

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import neurode
+from neurode.fused.native import available
 
 WEIGHT = torch.tensor([[-0.4, 0.9], [-1.1, -0.2]], dtype=torch.float64)
 METHODS = {
@@ -202,16 +203,75 @@ def test_both_modes_follow_output_times(options, batch_dim):
         assert torch.allclose(jacobian(run)(times), torch.diag(-torch.exp(-times)), atol=1e-4)
 
 
-def test_vmap_over_times_says_what_to_type():
-    with pytest.raises(neurode.InputError, match=r"t_span=\(t0, t1\) of shape"):
-        torch.vmap(lambda t1: neurode.solve(lambda t, y: -y, torch.ones(2), (0, t1), method="rk4", steps=20).y1)(
-            torch.tensor([1.0, 2.0])
-        )
-
-
 def test_vmap_over_events_says_what_to_type():
     event = neurode.Event(lambda t, y: y[0])
     with pytest.raises(neurode.InputError, match="batch_dim=0"):
         torch.vmap(lambda y: neurode.solve(lambda t, y: -y, y, (0, 1), method="rk4", steps=3, events=[event]).y1)(
             torch.ones(2, 2)
         )
+
+
+class Decay(torch.nn.Module):
+    def forward(self, t, y):
+        return -y
+
+
+STRATEGIES = ["autograd", "discrete", "continuous", "reversible", "fused"]
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0])
+@pytest.mark.parametrize("name", ["rk4", "dopri5", "dop853"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_output_is_a_time_of_its_own(strategy, name, batch_dim):
+    """At t0, at t1 and on a point of the grid it stays where it is when an end of the span moves: y = y0 exp(t0 - t)."""
+    how = dict(engine="fused") if strategy == "fused" else dict(engine="eager", gradient=strategy)
+    options = dict(method="rk4", steps=40) if name == "rk4" else METHODS[name]
+    if how["engine"] == "fused" and not available():
+        pytest.skip("the native library is not built")
+    times = torch.tensor([0.0, 0.75, 1.5])
+    t0, t1 = torch.tensor(0.0, requires_grad=True), torch.tensor(1.5, requires_grad=True)
+    y0 = torch.tensor([[2.0, 3.0]])
+    ys = neurode.solve(Decay(), y0, (t0, t1), t_eval=times, batch_dim=batch_dim, **options, **how).ys
+    slopes = [torch.autograd.grad(y.sum(), (t0, t1), retain_graph=True, allow_unused=True) for y in ys]
+    by_t0, by_t1 = (torch.stack([g[i] if g[i] is not None else torch.tensor(0.0) for g in slopes]) for i in (0, 1))
+    assert torch.allclose(by_t0, 5 * torch.exp(-times), atol=1e-5)
+    assert torch.allclose(by_t1, torch.zeros(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("batch_dim", [None, 0])
+@pytest.mark.parametrize("strategy", STRATEGIES[:-1])
+def test_outputs_of_an_empty_span_whose_ends_move(strategy, batch_dim, moving):
+    y0, end = torch.tensor([[2.0, 3.0]], requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    times = torch.tensor([1.0, 1.0], requires_grad=moving)
+    options = dict(method="dopri5", batch_dim=batch_dim, gradient=strategy, engine="eager")
+    ys = neurode.solve(Decay(), y0, (end, end.detach()), t_eval=times, **options).ys
+    assert torch.equal(ys.detach(), y0.detach().expand(2, 1, 2))
+    assert torch.equal(torch.autograd.grad(ys.sum(), y0)[0], torch.full((1, 2), 2.0))
+
+
+def test_vmap_over_the_span_of_equal_steps():
+    f = lambda t, y: -t * y
+    end = lambda y, t0, t1: neurode.solve(f, y, (t0, t1), method="rk4", steps=8).y1
+    y0, t0, t1 = torch.randn(3, 2), torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, -2.0, 1.0])
+    each = torch.stack([end(*row) for row in zip(y0, t0, t1, strict=True)])
+    assert torch.allclose(torch.vmap(end)(y0, t0, t1), each, rtol=1e-14)
+    slopes = torch.vmap(torch.func.jacrev(end, argnums=2))(y0, t0, t1)
+    assert torch.allclose(slopes, torch.stack([f(b, y) for b, y in zip(t1, each, strict=True)]), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(step_size=0.1), dict(steps=3, t_eval=[0.5]), dict(steps=3, dense=True), dict(steps=3, batch_dim=0)],
+)
+def test_vmap_over_a_span_whose_values_count_is_refused(options):
+    end = lambda y, t1: neurode.solve(lambda t, y: -y, y, (0.0, t1), method="rk4", **options).y1
+    with pytest.raises(neurode.InputError, match="steps=n and the state at the end alone"):
+        torch.vmap(end)(torch.randn(3, 2), torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_vmap_and_jacobian_of_a_continuous_solution():
+    sol = neurode.solve(lambda t, y: -t * y, torch.randn(2), (0.0, 1.0), method="rk4", steps=8, dense=True)
+    times = torch.rand(5)
+    assert torch.allclose(torch.vmap(sol)(times), sol(times), rtol=1e-14)
+    assert torch.allclose(torch.func.jacfwd(sol)(times[0]), sol.derivative(times[0]), rtol=1e-12)

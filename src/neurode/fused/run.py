@@ -131,17 +131,6 @@ def _times(problem: Problem) -> list[Any]:
     return [problem.t0, problem.t1, problem.t_eval, *grid]
 
 
-def _outputs_stand(problem: Problem) -> bool:
-    """Whether gradients of the ends are wanted, and outputs are asked for at times that need none."""
-    t_eval = problem.t_eval
-    return (
-        isinstance(t_eval, Tensor)
-        and not t_eval.requires_grad
-        and torch.is_grad_enabled()
-        and any(isinstance(t, Tensor) and t.requires_grad for t in _times(problem))
-    )
-
-
 def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = False) -> Outcome:
     """Solve a problem in one native call; gradients come back by another.
 
@@ -155,10 +144,6 @@ def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = Fal
     Raises:
         CannotLower: the problem or its field cannot be solved natively, or is not to be.
     """
-    if choose and _outputs_stand(problem):
-        raise CannotLower(
-            "ends of the span move, and output times do not: the eager engine lets outputs at an end move with it"
-        )
     bound, form = prepare(problem, choose)
     made = bound.entry.made
     assert made is not None

@@ -33,7 +33,9 @@ class JointOutputs:
         self.times = problem.t_eval.detach()
         self.keys = [self.sign * t for t in self.times.tolist()]
         self.moving = problem.t_eval.requires_grad
-        self.start = 0 if self.moving else bisect.bisect_right(self.keys, self.sign * number(problem.t0))
+        t0, t1 = number(problem.t0), number(problem.t1)
+        early = t0 != t1 and (self.moving or isinstance(problem.t0, Tensor))
+        self.start = 0 if early else bisect.bisect_right(self.keys, self.sign * t0)
         self.bounds = [self.start, *(bisect.bisect_right(self.keys, self.sign * stride.end) for stride in strides)]
 
     def take(self, n: int, stride: Any, step: Step, end: Tensor, piece: Any, times: Times) -> Found:
@@ -49,9 +51,10 @@ class JointOutputs:
         a, b = self.bounds[n], self.bounds[n + 1]
         if b <= a:
             return [], []
-        inside = b if self.moving else bisect.bisect_left(self.keys, self.sign * stride.end, a, b)
-        if inside > a and isinstance(step.interval.h, Tensor):
-            inside = b  # as the solve does where its ends move: all through the interpolant
+        moves = self.moving or isinstance(
+            step.interval.h, Tensor
+        )  # then all through the interpolant, as the solve does
+        inside = b if moves else bisect.bisect_left(self.keys, self.sign * stride.end, a, b)
         found: list[tuple[Tensor, Any]] = []
         leaves: list[tuple[Tensor, str, Any]] = []
         if inside > a:
@@ -86,7 +89,7 @@ class RowOutputs:
         at = problem.t_eval.detach()
         self.at = at.unsqueeze(1).expand(-1, len(self.t0)) if at.ndim == 1 else at
         self.sign = torch.where(t1 >= self.t0, 1.0, -1.0).to(self.t0.dtype)
-        self.moving = problem.t_eval.requires_grad
+        self.early = (self.t0 != t1) & (problem.t_eval.requires_grad or problem.t0.requires_grad)
 
     def take(self, n: int, stride: Any, step: Step, end: Tensor, piece: Any, times: Times) -> Found:
         """See `JointOutputs.take`."""
@@ -107,8 +110,8 @@ class RowOutputs:
         keys = (self.at if stride.whole else self.at.index_select(1, stride.rows)) * sign
         low, high = stride.t0 * sign, stride.end * sign
         inside = (keys > low) & (keys <= high) & stride.accepted
-        if self.moving:
-            inside |= (keys == low) & (stride.t0 == self.t0[stride.rows]) & stride.accepted
+        early = self.early[stride.rows]
+        inside |= (keys == low) & (stride.t0 == self.t0[stride.rows]) & stride.accepted & early
         return inside
 
     def within(self, n: int, stride: Any) -> bool:
@@ -117,5 +120,5 @@ class RowOutputs:
 
     def at_start(self, grad_ys: Tensor) -> Any:
         """See `JointOutputs.at_start`."""
-        here = (self.at == self.t0) & (not self.moving)
+        here = (self.at == self.t0) & ~self.early
         return torch.where(here.unsqueeze(-1), grad_ys, 0.0).sum(0)

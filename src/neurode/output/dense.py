@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from neurode._errors import InputError
-from neurode._state import Layout, real_dtype
-from neurode.output.interpolant import evaluate, fractions
+from neurode._state import Layout, real_dtype, unreadable
+from neurode.output.interpolant import coefficients, fractions, horner, sample
 from neurode.output.rows import gather
 from neurode.stepping import Interval, Piece
 
@@ -18,6 +18,8 @@ from neurode.stepping import Interval, Piece
 def _read(t: Any, low: Tensor, high: Tensor, device: torch.device) -> Tensor:
     """A query as a float64 tensor, refused where it leaves the solved span."""
     t = torch.as_tensor(t, dtype=low.dtype, device=device)
+    if unreadable(t) or unreadable(low):
+        return t
     exact = t.detach()
     inside = (exact >= torch.minimum(low, high)) & (exact <= torch.maximum(low, high))
     if not bool(inside.all()):
@@ -52,15 +54,31 @@ class JointDense:
 
     def _evaluate(self, t: Tensor, derivative: bool) -> Tensor:
         index = torch.searchsorted(self.keys, self.sign * t.detach().cpu()).clamp_max(len(self.pieces) - 1)
+        if unreadable(t) or unreadable(self.y0):
+            return self._gathered(t, index, derivative)
         order = torch.argsort(index, stable=True)
         used, counts = torch.unique_consecutive(index[order], return_counts=True)
         parts, dtype = [], real_dtype(self.y0.dtype)
         for i, times in zip(used.tolist(), t[order].split(counts.tolist()), strict=True):
             piece = self.pieces[i]
-            parts.append(evaluate(piece, fractions(piece, times, dtype), derivative))
+            parts.append(sample(piece, fractions(piece, times, dtype), derivative))
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         return torch.cat(parts)[back.to(self.y0.device)] if parts else self.y0.new_empty((0, *self.y0.shape))
+
+    def _gathered(self, t: Tensor, index: Tensor, derivative: bool) -> Tensor:
+        """The same without a look at which pieces are asked for: a polynomial is copied for each time."""
+        pieces, like = self.pieces, self.y0
+        dtype, index = real_dtype(like.dtype), index.to(like.device)
+        t0, t1 = (
+            torch.stack([torch.as_tensor(end, dtype=t.dtype, device=like.device) for end in ends])[index]
+            for ends in zip(*((p.interval.t0, p.interval.t1) for p in pieces), strict=True)
+        )
+        x, h = ((t - t0) / (t1 - t0)).to(dtype), (t1 - t0).to(dtype)
+        total = horner(coefficients(pieces)[index], x, derivative).reshape(len(t), *like.shape)
+        if derivative:
+            return total
+        return torch.stack([p.y0 for p in pieces])[index] + h.reshape(-1, *[1] * like.ndim) * total
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,14 @@ def horner(c: Tensor, x: Tensor, derivative: bool = False) -> Tensor:
     return total if derivative else total * x
 
 
-def sample(piece: Piece, x: Tensor) -> Tensor:
+def sample(piece: Piece, x: Tensor, derivative: bool = False) -> Tensor:
     """`evaluate` in the order of operations in which `coefficients` and `horner` evaluate many steps at once.
 
     Interpolants of high order have large coefficients that cancel: another order gives another rounding.
     """
     c = coefficients([piece]).expand(len(x), -1, -1)
-    return piece.y0 + piece.interval.h * horner(c, x).reshape(len(x), *piece.y0.shape)
+    total = horner(c, x, derivative).reshape(len(x), *piece.y0.shape)
+    return total if derivative else piece.y0 + piece.interval.h * total
 
 
 def fractions(piece: Piece, times: Any, dtype: torch.dtype) -> Tensor:

@@ -24,9 +24,11 @@ class Samples:
         t0: start of the span.
         y0: inner initial state.
         sign: direction of time.
+        early: whether the first step's interpolant gives an output at t0. An output is a time of its own: where it, or the
+            end of a step that it lies on, moves, it is not simply the state there.
     """
 
-    def __init__(self, t_eval: Tensor, t0: float, y0: Tensor, sign: float) -> None:
+    def __init__(self, t_eval: Tensor, t0: float, y0: Tensor, sign: float, early: bool) -> None:
         self.times = t_eval.detach().tolist()
         self.moving = t_eval if is_traced(t_eval) else None
         self.keys = [sign * t for t in self.times]
@@ -36,8 +38,7 @@ class Samples:
         self.values: list[Tensor] = []
         self.window: list[tuple[Piece, int, int]] = []  # pieces, and which outputs lie in them
         self.depth = WINDOW if y0.numel() <= SMALL else 1
-        self.pending_start = self.moving is not None  # an output at t0 moves with t_eval: the first step gives it
-        if not self.pending_start:
+        if not early:
             self._at(t0, y0)
 
     def _at(self, t: float, y: Tensor) -> None:
@@ -67,19 +68,20 @@ class Samples:
     def _source(self) -> Any:
         return self.times if self.moving is None else self.moving
 
-    def wants(self, t: float) -> bool:
+    def wants(self, t: float, step: Step) -> bool:
         """Whether an output lies up to the new time `t` and is not simply the new state."""
-        return self.next < len(self.keys) and self._within(t)
-
-    def _within(self, t: float) -> bool:
+        if self.next == len(self.keys):
+            return False
         key = self.keys[self.next]
-        return key <= self.sign * t if self.moving is not None else key < self.sign * t
+        return key <= self.sign * t if self._moves(step) else key < self.sign * t
+
+    def _moves(self, step: Step) -> bool:
+        return self.moving is not None or isinstance(step.interval.h, Tensor)
 
     def take(self, t: float, step: Step, piece: Piece | None) -> None:
         """Write the outputs of one accepted step that ends at `t`."""
-        moving = self.moving is not None or isinstance(step.interval.h, Tensor)
         if piece is not None:
-            cut = bisect.bisect_right if moving else bisect.bisect_left
+            cut = bisect.bisect_right if self._moves(step) else bisect.bisect_left
             end = cut(self.keys, self.sign * t)
             if end > self.next:
                 self.window.append((piece, self.next, end))
@@ -107,7 +109,7 @@ class AcceptedSteps:
         self.times: list[Any] = [t0]
         self.values = [y0]
 
-    def wants(self, t: float) -> bool:
+    def wants(self, t: float, step: Step) -> bool:
         return False
 
     def take(self, t: float, step: Step, piece: Piece | None) -> None:
@@ -125,7 +127,7 @@ class Pieces:
         self.pieces: list[Piece] = []
         self.ends: list[float] = []
 
-    def wants(self, t: float) -> bool:
+    def wants(self, t: float, step: Step) -> bool:
         return True
 
     def take(self, t: float, step: Step, piece: Piece | None) -> None:
@@ -134,14 +136,16 @@ class Pieces:
         self.ends.append(t)
 
 
-def sinks_for(problem: Any, t0: float, t1: float) -> tuple[Any, Pieces | None, list[Any]]:
+def sinks_for(problem: Any, pace: Any) -> tuple[Any, Pieces | None, list[Any]]:
     """The sinks that a problem asks for: what fills `ys` (or None), what keeps the pieces (or None), and all of them."""
-    sign = 1.0 if t1 >= t0 else -1.0
     saver: Any = None
     if isinstance(problem.t_eval, str):
         saver = AcceptedSteps(problem.t0, problem.y0)
     elif problem.t_eval is not None:
-        saver = Samples(problem.t_eval, t0, problem.y0, sign)
+        t0, t1 = pace.t0, pace.t1
+        sign = 1.0 if t1 >= t0 else -1.0
+        early = t0 != t1 and (is_traced(problem.t_eval) or isinstance(problem.t0, Tensor))
+        saver = Samples(problem.t_eval, t0, problem.y0, sign, early)
     pieces = Pieces() if problem.dense else None
     return saver, pieces, [sink for sink in (saver, pieces) if sink is not None]
 

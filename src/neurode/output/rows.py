@@ -84,26 +84,26 @@ class RowSamples:
 
     Args:
         t_eval: the times; may carry a gradient.
-        t0: `(rows,)` starts.
+        t0, t1: `(rows,)` ends.
         sign: `(rows,)` directions of time.
         y0: inner initial state.
     """
 
-    def __init__(self, t_eval: Tensor, t0: Tensor, sign: Tensor, y0: Tensor) -> None:
+    def __init__(self, t_eval: Tensor, t0: Tensor, t1: Tensor, sign: Tensor, y0: Tensor) -> None:
         self.times = t_eval.unsqueeze(1).expand(-1, len(t0)) if t_eval.ndim == 1 else t_eval
         self.sign = sign
         self.keys = (self.times.detach() * sign).T.contiguous()  # (rows, time), ascending
-        self.moving = is_traced(self.times)
         self.y0 = y0
         self.index: list[tuple[Tensor, Tensor]] = []
         self.values: list[Tensor] = []
         self.reached = (t0.detach() * sign).clone()
         self.first = self.reached.clone()
-        if self.moving:  # an output at t0 moves with t_eval: the first step gives it
-            self.reached = torch.nextafter(self.reached, self.reached - 1)
-        else:
-            row, j = (self.keys == self.reached.unsqueeze(1)).nonzero(as_tuple=True)
-            self._write(row, j, y0[row])
+        # An output is a time of its own: where it or t0 moves, the first step's interpolant gives an output at t0.
+        self.early = (t0 != t1).detach() & (is_traced(self.times) or is_traced(t0))
+        row, j = ((self.keys == self.reached.unsqueeze(1)) & ~self.early.unsqueeze(1)).nonzero(as_tuple=True)
+        self._write(row, j, y0[row])
+        self.reached = torch.where(self.early, torch.nextafter(self.reached, self.reached - 1), self.reached)
+        self.waits = bool(self.early.any())
 
     def _write(self, row: Tensor, j: Tensor, value: Tensor) -> None:
         self.index.append((j, row))
@@ -113,7 +113,7 @@ class RowSamples:
         """`(rows,)`, True where an accepted step has an output in it."""
         sign = pace.sign
         start, end = (pace.tried_from * sign).unsqueeze(1), (pace.tried * sign).unsqueeze(1)
-        if self.moving:  # an output at t0 is the first step's
+        if self.waits:  # an output at t0 is the first step's
             first = self.first if pace.whole else self.first.index_select(0, pace.rows)
             start = torch.where(start == first.unsqueeze(1), torch.nextafter(start, start - 1), start)
         keys = self.keys if pace.whole else self.keys.index_select(0, pace.rows)
@@ -194,7 +194,7 @@ class RowOutputs:
         if isinstance(problem.t_eval, str):
             self.saver = RowSteps(problem.t0.detach(), problem.y0)
         elif problem.t_eval is not None:
-            self.saver = RowSamples(problem.t_eval, problem.t0, pace.sign, problem.y0)
+            self.saver = RowSamples(problem.t_eval, problem.t0, problem.t1, pace.sign, problem.y0)
         self.pieces = RowPieces() if problem.dense else None
         self.sinks = [sink for sink in (self.saver, self.pieces) if sink is not None]
         watches = [sink.watch for sink in self.sinks if hasattr(sink, "watch")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,8 +110,6 @@ def adaptive_states(call: Call) -> Any:
 def grid_states(call: Call) -> Any:
     """The states at `call.t`, interpolated where they are no points of the grid."""
     options, t = call.options, call.t
-    if t.requires_grad:  # outputs on the points of a grid move with them, which is the eager engine's way
-        call = replace(call, engine="eager")
     interp = options.get("interp", "linear")
     if interp not in ("linear", "cubic"):
         raise ValueError(f"Unknown interpolation method {interp}")
@@ -120,12 +117,16 @@ def grid_states(call: Call) -> Any:
     points = grid.detach().tolist()
     settings = {"grid": grid, "jump_at": points if options.get("perturb") else (), "on_failure": "nan"}
     place = {point: index for index, point in enumerate(points)}
+    moves = grid.requires_grad and torch.is_grad_enabled()
     if all(time in place for time in t.detach().tolist()):
-        ys = run(call, grid[0], grid[-1], t_eval=t.detach(), **settings).ys
-        return ys if grid is t else _moving(call, ys, grid, [place[time] for time in t.detach().tolist()])
+        places = [place[time] for time in t.detach().tolist()]
+        if not moves:
+            return run(call, grid[0], grid[-1], t_eval=t.detach(), **settings).ys
+        ys = run(call, grid[0], grid[-1], t_eval="steps", **settings).ys  # states that move with the grid's points
+        return ys if grid is t else _moving(call, _each(call, ys, lambda y: y[places]), grid, places)
     if interp == "cubic":
         return run(call, grid[0], grid[-1], t_eval=t, **settings).ys
-    ys = run(call, grid[0], grid[-1], t_eval="steps" if grid.requires_grad else grid, **settings).ys
+    ys = run(call, grid[0], grid[-1], t_eval="steps" if moves else grid, **settings).ys
     return _each(call, ys, lambda y: _linear(y, grid, t))
 
 
