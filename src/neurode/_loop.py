@@ -79,11 +79,15 @@ def integrate_joint(problem: Problem) -> Outcome:
     jumps = bool(problem.jump_at) and not coupled
     carry = first_carry(pace, field, y, coupled)
     estimates = Estimates(problem, stepping) if problem.estimates else None
+    early = (
+        events is not None and not stepping.dense_costs
+    )  # an attempt is looked through before it is known to be accepted
     while pace.running:
         if watch is not None:
             watch.before(pace.interval, y)
         step = stepping.step(field, pace.interval, y, carry)
-        pace.judge(step)
+        look = events.look(stepping.piece(field, step)[0]) if early else None
+        pace.judge(step, look)
         if watch is not None:
             watch.after(step, bool(pace.accepted))
         if not pace.accepted:
@@ -96,7 +100,7 @@ def integrate_joint(problem: Problem) -> Outcome:
         if events is not None or (sinks and any(sink.wants(pace.t, step) for sink in sinks)):
             piece, carry = stepping.piece(field, step)
         if events is not None:
-            catch = events.scan(piece)
+            catch = events.scan(piece, look or events.look(piece), seen=pace.seen)
         if recorder is not None:
             recorder.joint(step, () if events is None else events.marks, catch)
         if catch is not None:
@@ -194,14 +198,16 @@ def integrate_rows(problem: Problem) -> Outcome:
     carry = first_carry(pace, field, y, coupled)
     estimates = Estimates(problem, stepping) if problem.estimates else None
     may_compact = problem.compact is not False and not problem.dense and pace.can_compact
+    early = events is not None and not stepping.dense_costs
     while pace.running:
         calls = field.num_calls
         step = stepping.step(field, pace.interval, y, carry)
-        pace.judge(step)
+        look = events.look(stepping.piece(field, step)[0]) if early else None
+        pace.judge(step, look)
         if pace.poisoned and torch.is_grad_enabled():
             step = stepping.step(field, pace.clean_interval, y, carry)
         piece, ahead = outputs.piece(pace, step)
-        catch = events.scan(piece, pace.accepted) if events is not None else None
+        catch = events and events.scan(piece, look or events.look(piece), pace.accepted, pace.seen)
         if problem.recorder is not None:
             problem.recorder.rows(pace, step, () if events is None else events.marks, catch)
         if catch is not None:

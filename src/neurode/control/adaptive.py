@@ -61,6 +61,7 @@ class JointPace:
         self.stops = sorted({*map(float, problem.step_at), *map(float, problem.jump_at)}, reverse=self.sign < 0)
         self.jumps = {float(t) for t in problem.jump_at}
         self.finite = True
+        self.seen: Any = None  # what was read beside the last error ratio
 
     def begin(self, field: Any, y: Tensor) -> Tensor:
         """Evaluate `f` at the start and choose the first step.
@@ -122,9 +123,14 @@ class JointPace:
             return self.t1
         return self.stops[index]
 
-    def judge(self, step: Step) -> None:
-        """Read the error ratio (the one host read of a step), accept or reject, choose the next interval."""
-        ratio = self._ratio(step)
+    def judge(self, step: Step, look: Any = None) -> None:
+        """Read the error ratio (the one host read of a step), accept or reject, choose the next interval.
+
+        Args:
+            step: the attempt.
+            look: what else to read with it, `look.flags(None)`; it comes to lie in `seen`.
+        """
+        ratio, self.seen = self._read(step, look)
         self.finite = math.isfinite(ratio)
         length = abs(self.end - self.t)
         problem = self.problem
@@ -155,13 +161,20 @@ class JointPace:
         """True where `f` jumps at the present time, so that a derivative known there is void."""
         return self.t in self.jumps
 
-    def _ratio(self, step: Step) -> float:
+    def _read(self, step: Step, look: Any) -> tuple[float, Any]:
         if torch.is_grad_enabled():
             with torch.no_grad():
-                return self._ratio(step)
+                return self._read(step, look)
         y0, y1, norm = step.y0.detach(), step.y1.detach(), self.problem.norm
         ratios = [norm(scaled_error(self.problem, e, y0, y1)) for e in self.stepper.errors(step)]
-        return float(ratios[0]) if len(ratios) == 1 else two_estimates(*torch.stack(ratios).tolist())
+        count, seen = len(ratios), None
+        if look is None:
+            numbers = [float(ratios[0])] if count == 1 else torch.stack(ratios).tolist()
+        else:
+            flags = look.flags(None)
+            numbers = torch.cat([torch.stack(ratios), flags.to(ratios[0].dtype)]).tolist()
+            seen = numbers[count:]
+        return (numbers[0] if count == 1 else two_estimates(*numbers[:count])), seen
 
     def catch(self, catch: Any) -> None:
         """Go on from an event inside the step just taken, or end there."""

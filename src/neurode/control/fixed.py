@@ -97,6 +97,7 @@ class FixedPace:
         self.jumps = set(problem.jump_at)
         self.ahead: list[Interval] = []  # the next steps' intervals, the first at the end
         self.running = True
+        self.seen: Any = None  # nothing is read
         self._go_on()
 
     def _moves(self) -> bool:
@@ -156,8 +157,8 @@ class FixedPace:
             return Interval(t0, t1, self.dtype)
         return Interval(t0, t1, self.dtype, number(t0) in self.jumps, number(t1) in self.jumps)
 
-    def judge(self, step: Step) -> None:
-        """Accept, and go on to the next point of the grid."""
+    def judge(self, step: Step, look: Any = None) -> None:
+        """Accept, and go on to the next point of the grid, without a host read."""
         self.index += 1
         if self.ahead:
             self.interval = self.ahead.pop()
@@ -225,6 +226,7 @@ class RowGridPace:
         self.rejects, self.evaluations = torch.zeros_like(self.codes), torch.zeros_like(self.codes)
         self.watch: Any = None
         self.watched = 1
+        self.seen: Any = None  # nothing is read
         self._propose()
 
     def _propose(self) -> None:
@@ -247,8 +249,8 @@ class RowGridPace:
         after, before = (torch.isin(t.detach(), self.jumps) for t in (self.start, self.end))
         return Interval(self.start, self.end, self.dtype, after, before)
 
-    def judge(self, step: Step) -> None:
-        """Accept every row that moved."""
+    def judge(self, step: Step, look: Any = None) -> None:
+        """Accept every row that moved, without a host read."""
         self.tried_from, self.tried = self.t, self.end.detach()
         self.accepted = self.tried != self.tried_from
         self.accepts = self.accepts + self.accepted

@@ -60,6 +60,7 @@ class RowPace:
         self.num_live = int(self.live.sum())
         self.watch: Any = None  # a function of the pace, set by the loop: its true elements are counted in `watched`
         self.watched, self.poisoned = False, False
+        self.seen: Any = None  # what was read beside the last verdicts
         self.taped = torch.is_grad_enabled()
         stops = [float(s) for s in (*problem.step_at, *problem.jump_at)]
         self.stops = torch.tensor(sorted(set(stops)), dtype=self.t.dtype, device=device) if stops else None
@@ -157,8 +158,13 @@ class RowPace:
         return self._interval(self.tried_start, self.tried_from, still)
 
     @torch.no_grad()
-    def judge(self, step: Step) -> None:
-        """Accept or reject every row's attempt and choose its next."""
+    def judge(self, step: Step, look: Any = None) -> None:
+        """Accept or reject every row's attempt and choose its next.
+
+        Args:
+            step: the attempt.
+            look: what else to read with the verdicts, `look.flags(accepted)`; it comes to lie in `seen`.
+        """
         ratio = self._ratio(step).nan_to_num(nan=torch.inf, posinf=torch.inf)
         self.finite = ratio < torch.inf
         self.tried, self.tried_from, self.tried_start, self.tried_live = self.end, self.t, self.start, self.live
@@ -175,7 +181,7 @@ class RowPace:
                 self.start = torch.where(accepted, self.end, self.start)
         else:
             self.start = self.t
-        self._read()
+        self._read(look)
         if self.running:
             self._propose()
 
@@ -190,7 +196,7 @@ class RowPace:
         self.history = tuple(torch.where(accepted, n, o) for n, o in zip(kept, self.history, strict=True))
         self.held = ~accepted
 
-    def _read(self) -> None:
+    def _read(self, look: Any) -> None:
         """The one host read of a step: whether rows end, `f` jumps, all was finite, and what is watched for came."""
         ending = (self.t == self.goal) | (self.held & (self.h <= self.tiny))
         ending &= self.live
@@ -201,7 +207,10 @@ class RowPace:
             wanted.append(~self.finite & self.live)
         if self.watch:
             wanted.append(self.watch(self))
-        numbers = torch.stack([mask.any() for mask in wanted]).tolist() if len(wanted) > 1 else [bool(ending.any())]
+        flags = torch.stack([mask.any() for mask in wanted])
+        count = len(wanted)
+        numbers = (flags if look is None else torch.cat([flags, look.flags(self.accepted)])).tolist()
+        numbers, self.seen = numbers[:count], None if look is None else numbers[count:]
         self.jumped = self.jumps is not None and numbers[1]
         self.poisoned = self.taped and numbers[1 + (self.jumps is not None)]
         self.watched = bool(self.watch) and numbers[-1]

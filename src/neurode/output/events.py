@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,6 +115,28 @@ class Catch:
     gap: Tensor
 
 
+class Look(NamedTuple):
+    """What the functions of events are along one attempt.
+
+    Attributes:
+        values: `(events, parts + 1, lanes)`.
+        open: `(events, parts, lanes)`, True where one passes through zero.
+        lost: `(lanes,)`, True where one is NaN although the state is finite.
+        fresh: `(lanes,)`, True where no step was accepted since the start or the last event.
+    """
+
+    values: Tensor
+    open: Tensor
+    lost: Tensor
+    fresh: Tensor
+
+    def flags(self, accepted: Tensor | None) -> Tensor:
+        """`(3,)`: whether anything crossed in the accepted lanes (all: None), whether lanes stay fresh, whether any is lost."""
+        if accepted is None:
+            return torch.stack([self.open.any(), torch.zeros_like(self.open.any()), self.lost.any()])
+        return torch.stack([(self.open & accepted).any(), (self.fresh & ~accepted).any(), (self.lost & accepted).any()])
+
+
 class Lanes:
     """How a step's interpolant and the user's functions are evaluated at one time a lane."""
 
@@ -202,25 +224,31 @@ class Events:
 
     # ---- one step
 
-    def scan(self, piece: Piece, accepted: Tensor | None = None) -> Catch | None:
+    @torch.no_grad()
+    def look(self, piece: Piece) -> Look:
+        """What the functions are along one attempt, without a host read."""
+        values = self._sample(piece)
+        lost = torch.isnan(values).any(1).any(0) & self.lanes.finite(piece)
+        return Look(values, self._crossings(values), lost, self.fresh)
+
+    def scan(
+        self, piece: Piece, look: Look, accepted: Tensor | None = None, seen: list[Any] | None = None
+    ) -> Catch | None:
         """Look through one step.
 
         Args:
             piece: its interpolant.
+            look: what `look` saw along it.
             accepted: `(lanes,)`; all of them where it is None.
+            seen: `look.flags(accepted)` where they were read already, beside control's own; None to read them here.
 
         Returns:
             What changes the course, or None.
         """
         if accepted is None:
             accepted = torch.ones_like(self.fresh)
-        with torch.no_grad():
-            values = self._sample(piece)
-            open_ = self._crossings(values) & accepted
-            rest = self.fresh & ~accepted
-            # The one host read of a step in which nothing happens: whether anything did, and what the next step needs.
-            lost = torch.isnan(values).any(1).any(0) & accepted & self.lanes.finite(piece)
-            some, self.any_fresh, blind = torch.stack([open_.any(), rest.any(), lost.any()]).tolist()
+        some, self.any_fresh, blind = map(bool, look.flags(accepted).tolist() if seen is None else seen)
+        values, open_, lost = look.values, look.open & accepted, look.lost & accepted
         t0, t1 = self.lanes.span(piece, self.span)
         if blind:
             raise FieldError(
