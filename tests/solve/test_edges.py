@@ -277,3 +277,23 @@ def test_a_grid_of_every_row_sees_jumps_from_inside():
 def test_no_rows_have_statistics_too():
     sol = neurode.solve(DECAY, torch.ones(0, 3), (0, 1), batch_dim=0, method="dopri5", save=lambda t, y: y.sum(-1))
     assert sol.ys.shape == (1, 0)
+
+
+def test_times_that_f_changes_or_follows_do_not_reach_the_next_solve():
+    """The times of a grid's stages are kept from one solve to the next."""
+    plain = lambda t, y: t * y
+
+    def rude(t, y):
+        out = t * y
+        t.mul_(3.0)
+        return out
+
+    def greedy(t, y):
+        return t.requires_grad_() * y
+
+    y0 = torch.ones(2)
+    solve = lambda f: neurode.solve(f, y0, (0.0, 0.875), method="rk4", steps=7, engine="eager")
+    want = solve(plain).y1
+    for f in (rude, greedy, plain):
+        assert torch.equal(solve(f).y1, want)
+    assert not solve(plain).y1.requires_grad

@@ -20,7 +20,7 @@ class FloatGrid(list[float]):
 
     def __init__(self, points: Iterable[float]) -> None:
         super().__init__(points)
-        self.kept: dict[Any, tuple[Tensor, list[Interval]]] = {}
+        self.kept: dict[Any, tuple[Stamps, list[Interval]]] = {}
 
     @cached_property
     def tensor(self) -> Tensor:
@@ -30,25 +30,27 @@ class FloatGrid(list[float]):
     def first(self, nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> list[Interval]:
         """Its first steps with the times of their stages, made once and kept: they cost a short solve what 20 stages do."""
         key = (nodes, dtype, device)
-        times, intervals = self.kept.get(key, (None, []))
-        if times is not None and times._version == 0:  # nobody changed the times in place that `f` was given
-            return intervals
+        if key in self.kept:
+            times, intervals = self.kept[key]
+            # An `f` may have changed a time in place, or asked for its gradient (`t.requires_grad_()`).
+            if times[0]._version == 0 and not any(t.requires_grad for t in times):
+                return intervals
         with torch.inference_mode(False):
             times, intervals = stamped(self[: BLOCK + 1], nodes, dtype, device)
-        if type(times) is Tensor and not unreadable(times):
+        if type(times[0]) is Tensor and not unreadable(times[0]):
             self.kept[key] = times, intervals
         return intervals
 
 
 def stamped(
     points: list[float], nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, list[Interval]]:
-    """The intervals between plain numbers; the times of all their stages are made in one operation."""
+) -> tuple[Stamps, list[Interval]]:
+    """The intervals between plain numbers, and the times of all their stages, made in one operation."""
     steps = list(zip(points[:-1], points[1:], strict=True))
     whole = torch.tensor([t for t0, t1 in steps for t in places(t0, t1, nodes)], dtype=dtype, device=device)
     times, size = whole.unbind(), len(nodes)
     stamps = [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
-    return whole, [Interval(t0, t1, dtype, stamps=stamp) for (t0, t1), stamp in zip(steps, stamps, strict=True)]
+    return times, [Interval(t0, t1, dtype, stamps=stamp) for (t0, t1), stamp in zip(steps, stamps, strict=True)]
 
 
 def grid_of_steps(t0: Any, t1: Any, steps: int) -> Any:
@@ -73,6 +75,7 @@ def grid_of_size(t0: float, t1: float, step_size: float) -> FloatGrid:
     return FloatGrid([t0 + k * h for k in range(steps)] + [t1])
 
 
+Stamps = tuple[Tensor, ...]
 BLOCK = 64  # steps whose times are made in one operation
 
 
