@@ -79,14 +79,12 @@ def integrate_joint(problem: Problem) -> Outcome:
     jumps = bool(problem.jump_at) and not coupled
     carry = first_carry(pace, field, y, coupled)
     estimates = Estimates(problem, stepping) if problem.estimates else None
-    early = (
-        events is not None and not stepping.dense_costs
-    )  # an attempt is looked through before it is known to be accepted
+    early = ahead_of_verdict(events, stepping)
     while pace.running:
         if watch is not None:
             watch.before(pace.interval, y)
         step = stepping.step(field, pace.interval, y, carry)
-        look = events.look(stepping.piece(field, step)[0]) if early else None
+        look = None if early is None else early.look(stepping.piece(field, step)[0])
         pace.judge(step, look)
         if watch is not None:
             watch.after(step, bool(pace.accepted))
@@ -100,7 +98,7 @@ def integrate_joint(problem: Problem) -> Outcome:
         if events is not None or (sinks and any(sink.wants(pace.t, step) for sink in sinks)):
             piece, carry = stepping.piece(field, step)
         if events is not None:
-            catch = events.scan(piece, look or events.look(piece), seen=pace.seen)
+            catch = events.scan(piece, look, seen=pace.seen)
         if recorder is not None:
             recorder.joint(step, () if events is None else events.marks, catch)
         if catch is not None:
@@ -131,6 +129,11 @@ def joint_events(problem: Problem, pace: Any) -> Events | None:
         return None
     ends = torch.tensor([pace.t0, pace.t1], dtype=time_dtype(problem.y0.device), device=problem.y0.device)
     return Events(problem, ends[:1], (ends[1:] - ends[:1]).abs())
+
+
+def ahead_of_verdict(events: Events | None, stepping: Any) -> Events | None:
+    """The events, if they look through an attempt before it is judged: they do where its interpolant costs no evaluation."""
+    return None if stepping.dense_costs else events
 
 
 def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: Any, calls: int) -> Outcome:
@@ -198,16 +201,16 @@ def integrate_rows(problem: Problem) -> Outcome:
     carry = first_carry(pace, field, y, coupled)
     estimates = Estimates(problem, stepping) if problem.estimates else None
     may_compact = problem.compact is not False and not problem.dense and pace.can_compact
-    early = events is not None and not stepping.dense_costs
+    early = ahead_of_verdict(events, stepping)
     while pace.running:
         calls = field.num_calls
         step = stepping.step(field, pace.interval, y, carry)
-        look = events.look(stepping.piece(field, step)[0]) if early else None
+        look = None if early is None else early.look(stepping.piece(field, step)[0])
         pace.judge(step, look)
         if pace.poisoned and torch.is_grad_enabled():
             step = stepping.step(field, pace.clean_interval, y, carry)
         piece, ahead = outputs.piece(pace, step)
-        catch = events and events.scan(piece, look or events.look(piece), pace.accepted, pace.seen)
+        catch = None if events is None else events.scan(piece, look, pace.accepted, pace.seen)
         if problem.recorder is not None:
             problem.recorder.rows(pace, step, () if events is None else events.marks, catch)
         if catch is not None:

@@ -232,13 +232,13 @@ class Events:
         return Look(values, self._crossings(values), lost, self.fresh)
 
     def scan(
-        self, piece: Piece, look: Look, accepted: Tensor | None = None, seen: list[Any] | None = None
+        self, piece: Piece, look: Look | None, accepted: Tensor | None = None, seen: list[Any] | None = None
     ) -> Catch | None:
         """Look through one step.
 
         Args:
             piece: its interpolant.
-            look: what `look` saw along it.
+            look: what `look` saw along it, where it was called already.
             accepted: `(lanes,)`; all of them where it is None.
             seen: `look.flags(accepted)` where they were read already, beside control's own; None to read them here.
 
@@ -247,6 +247,7 @@ class Events:
         """
         if accepted is None:
             accepted = torch.ones_like(self.fresh)
+        look = look or self.look(piece)
         some, self.any_fresh, blind = map(bool, look.flags(accepted).tolist() if seen is None else seen)
         values, open_, lost = look.values, look.open & accepted, look.lost & accepted
         t0, t1 = self.lanes.span(piece, self.span)
