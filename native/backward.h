@@ -29,7 +29,13 @@ template <class R> class Backward {
         for (ptrdiff_t i = 0; i < N; i++) gy1_[i] = gy_[i] = 0;
         for (ptrdiff_t i = 0; i < numbers_of<R>(p.num_rowdata, T); i++) grad_rowdata_[i] = 0;
         for (ptrdiff_t i = 0; i < N * stages_; i++) gk_[i] = 0;
-        times_ = s.grad_t0 || s.grad_t1 || s.grad_grid || s.grad_eval;
+        times_ = wants_times(s);
+        next_ = work_.take<double>(T + LANES<double>);
+        for (int l = 0; l < T + LANES<double>; l++) next_[l] = NAN;
+        nothing_ = work_.take<R>(D);
+        for (int f = 0; f < D; f++) nothing_[f] = 0;
+        code_ = straight(p, s);
+        if (code_) make_tapes();
     }
     static size_t bytes(const Program& p, const nd_solve& s, int T) {
         size_t all = size_t(s.stages + s.extra), n = numbers_of<R>(p.size, T);
@@ -39,7 +45,31 @@ template <class R> class Backward {
                Workspace::size_of<R>(numbers_of<R>(p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward, T)) +
                Workspace::size_of<R>(n * all) + 2 * Workspace::size_of<R>(n) +
                Workspace::size_of<R>(numbers_of<R>(p.num_rowdata, T)) +
-               Workspace::size_of<Lane>(T) + 2 * Workspace::size_of<double>(T) + 4096;
+               Workspace::size_of<Lane>(T) + 2 * Workspace::size_of<double>(T) +
+               Workspace::size_of<double>(T + LANES<double>) + Workspace::size_of<R>(p.size) +
+               tape_bytes(p, s, T) + 4096;
+    }
+    static bool wants_times(const nd_solve& s) { return s.grad_t0 || s.grad_t1 || s.grad_grid || s.grad_eval; }
+    // The program as straight lists, where the way back runs them; null where it is interpreted.
+    static const Straight* straight(const Program& p, const nd_solve& s) { return wants_times(s) ? nullptr : p.straight_back; }
+
+    // The widest tile up to T whose rows of a step stay in the first-level cache.
+    static int width(const Program& p, const nd_solve& s, int T) {
+        constexpr size_t LEVEL_ONE = 32 * 1024;
+        const Straight* code = straight(p, s);
+        size_t rows = code ? size_t(s.stages + s.extra) * (4 * p.size + code->num_kept + 1) + code->num_spare : 0;
+        while (T > LANES<R> && T > 8 && rows * T * sizeof(R) > LEVEL_ONE) T /= 2;
+        return T;
+    }
+
+    // Numbers that `rows` adds to, and what becomes of them.
+    static size_t sums_size(const Program& p, const nd_solve& s) {
+        return straight(p, s) ? p.straight_back->accumulators.size() : Interpreter<R>::sums_size(p);
+    }
+    static void flush(const Program& p, const nd_solve& s, const R* sums) {
+        R* to = static_cast<R*>(s.accumulators);
+        if (!straight(p, s)) return Interpreter<R>::flush(p, sums, to);
+        for (int32_t accumulator : p.straight_back->accumulators) to[accumulator] += *sums++;
     }
 
     // Rows order[first], order[first + stride], ... below `end`, none of which failed; adds to `sums` what they give to parameters.
@@ -47,6 +77,7 @@ template <class R> class Backward {
     void rows(const int64_t* order, int64_t first, int64_t end, int64_t stride, bool kept, R* sums) {
         kept_ = kept ? trace_.kept : nullptr;
         sums_ = sums;
+        for (ptrdiff_t i = 0; code_ && i < ptrdiff_t(code_->accumulators.size()) * T; i++) rows_->sums[i] = 0;
         int64_t next = first;
         while (true) {
             bool refill = !kept_ || idle() == T; // kept stages: a tile's rows stay together
@@ -60,6 +91,8 @@ template <class R> class Backward {
             patience_.step();
             step();
         }
+        for (size_t i = 0; code_ && i < code_->accumulators.size(); i++)
+            for (int l = 0; l < T; l++) sums[i] += rows_->sums[ptrdiff_t(i) * T + l];
     }
     int64_t evaluations = 0, products = 0; // of f and of its vector-Jacobian product: by tiles, times live lanes
 
@@ -77,6 +110,22 @@ template <class R> class Backward {
     struct Lane {
         int64_t row = -1, step = -1, output = -1, point = 0;
     };
+
+    void make_tapes() {
+        const R* u = static_cast<const R*>(s.uniforms);
+        rows_ = new (work_.take<TapeRows>(1)) TapeRows(*code_, D, T, stages_, work_);
+        for (int dense = 0; dense <= (s.grad_ys != nullptr); dense++)
+            tapes_[dense] = new (work_.take<BackTape<R>>(1))
+                BackTape<R>(*code_, u, method, dense ? stages_ : method.num_before_end(), dense, D, T,
+                            {tile.y, tile.y1, tile.k, tile.rowdata}, tile.h, {gk_, gy_, gy1_, grad_rowdata_}, *rows_, work_);
+    }
+    static size_t tape_bytes(const Program& p, const nd_solve& s, int T) {
+        const Straight* code = straight(p, s);
+        if (!code) return 0;
+        int all = int(s.stages + s.extra);
+        return Workspace::size_of<TapeRows>(1) + TapeRows::bytes(*code, p.size, T, all) +
+               2 * (Workspace::size_of<BackTape<R>>(1) + BackTape<R>::bytes(*code, p.size, all));
+    }
 
     int idle() const {
         int n = 0;
@@ -100,7 +149,11 @@ template <class R> class Backward {
             for (int i = 0; i < batch.A; i++) grad_rowdata_[ptrdiff_t(i) * T + l] = 0;
         }
         if (s.grid) skip_empty(lane);
+        next_[l] = time_of_output(lane);
         if (lane.step < 0) end_row(l);
+    }
+    double time_of_output(const Lane& lane) const { // of the next one on the way back, NaN where there is none
+        return s.grad_ys && lane.output >= 0 ? batch.t_eval(lane.output, lane.row) : NAN;
     }
 
     void skip_empty(Lane& lane) const { // intervals of length zero were no steps
@@ -114,7 +167,7 @@ template <class R> class Backward {
         for (; s.grad_ys && lane.output >= 0; lane.output--)
             for (int f = 0; f < D; f++) to[f] += grad_ys(lane.output, lane.row)[f];
         if (s.grad_rowdata) tile.get(grad_rowdata_, l, static_cast<R*>(s.grad_rowdata) + lane.row * batch.A, batch.A);
-        lane.row = -1;
+        lane.row = -1, next_[l] = NAN;
         for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] = 0;
     }
 
@@ -124,22 +177,32 @@ template <class R> class Backward {
         load_steps();
         bool dense = dense_inside();
         int n = dense ? stages_ : method.num_before_end();
-        replay(n);
         std::memset(gk_, 0, sizeof(R) * N * n);
         for (ptrdiff_t i = 0; i < N; i++) gy_[i] = 0;
         for (int l = 0; l < T; l++) gt0_[l] = gt1_[l] = 0;
+        if (code_) run_tape(*tapes_[dense]);
+        else interpret(n);
         for (int l = 0; l < T; l++)
-            if (lanes_[l].row >= 0) outputs(l);
+            if (lanes_[l].row >= 0) leave_step(l);
+        for (int l = 0; l < T; l++)
+            if (lanes_[l].row >= 0 && lanes_[l].step < 0) end_row(l);
+    }
+    void run_tape(const BackTape<R>& tape) {
+        all_outputs();
+        for (int i = 0; tape.reads_time && i < tape.num_stages; i++) tile.write_times(i, tape.time(i));
+        tape.run();
+        int64_t live = T - idle();
+        evaluations += tape.num_stages * live, products += tape.num_stages * live;
+    }
+    void interpret(int n) {
+        replay(n);
+        all_outputs();
         end_of_step();
         for (int i = n - 1; i >= 0; i--) stage(i);
         bases_[SAVED] = saved_, bases_[COTANGENT] = cot_, bases_[ROWDATA] = tile.rowdata;
         run.gradient(bases_, n, saved_step_, cot_step_, sums_);
-        for (int l = 0; l < T; l++)
-            if (lanes_[l].row >= 0) leave_step(l);
         R* swap = gy_;
         gy_ = gy1_, gy1_ = swap;
-        for (int l = 0; l < T; l++)
-            if (lanes_[l].row >= 0 && lanes_[l].step < 0) end_row(l);
     }
 
     void load_steps() {
@@ -188,7 +251,48 @@ template <class R> class Backward {
         evaluations += int64_t(n) * (T - idle());
     }
 
-    // Cotangents of the outputs in the lane's step, onto the state at its start, the stages and the times.
+    // Cotangents of the outputs in the lanes' steps, onto the states at their starts (and ends), the stages and the times.
+    void all_outputs() {
+        if (!s.grad_ys) return;
+        if (T == 1 || times_) {
+            for (int l = 0; l < T; l++)
+                if (lanes_[l].row >= 0) outputs(l);
+        } else {
+            for (int l = 0; l < T; l += LANES<double>) outputs_of_lanes(l);
+        }
+    }
+    // As many lanes as a vector of doubles has, in rounds: in each the next output of all lanes that have one in their step.
+    void outputs_of_lanes(int l) {
+        constexpr int L = LANES<double>;
+        Doubles t0 = load(tile.t0 + l), t1 = load(tile.t1 + l), next = load(next_ + l);
+        auto due = [&] { return t1 >= t0 ? next > t0 : next < t0; };
+        Truths wanted = due();
+        if (!any<double>(wanted)) return;
+        dense_.clear_lanes();
+        for (; any<double>(wanted); wanted = due()) { // without branches on the lanes, as on the way forward
+            Truths inside = wanted & (next != t1);
+            Doubles x = choose<double>(inside, (next - t0) / (t1 - t0), d(0));
+            const R* from[L];
+            UNROLL for (int i = 0; i < L; i++) {
+                Lane& lane = lanes_[l + i];
+                bool now = wanted[i] != 0;
+                from[i] = now ? grad_ys(lane.output, lane.row) : nothing_;
+                lane.output -= now;
+                next[i] = now ? time_of_output(lane) : next[i];
+            }
+            for (int f = 0; f < D; f++) {
+                Doubles g = {};
+                UNROLL for (int i = 0; i < L; i++) g[i] = from[i][f];
+                Doubles within = choose<double>(inside, g, d(0));
+                R *end = gy1_ + ptrdiff_t(f) * T + l, *start = gy_ + ptrdiff_t(f) * T + l;
+                store_narrow(end, load_doubles(end) + choose<double>(inside, d(0), g));
+                store_narrow(start, load_doubles(start) + within);
+                dense_.gather_lanes(f, x, within);
+            }
+        }
+        store(next_ + l, next);
+        dense_.scatter_lanes(load_doubles(tile.h + l), gk_ + l, T, N);
+    }
     void outputs(int l) {
         Lane& lane = lanes_[l];
         bool inside = false, first = trace_.at(lane.step)->previous < 0;
@@ -248,6 +352,7 @@ template <class R> class Backward {
         R* cot = cot_ + i * cot_step_;
         std::memcpy(cot, gk_ + i * N, D * T * sizeof(R));
         bases_[SAVED] = saved_ + i * saved_step_, bases_[COTANGENT] = cot, bases_[ROWDATA] = tile.rowdata;
+        if (saved_ != own_saved_ && bases_[SAVED] != kept_) run.fetch_meanwhile(bases_[SAVED] - saved_step_, saved_step_);
         run.backward(bases_);
         products += T - idle();
         if (p.grad_t.present() && times_) {
@@ -304,6 +409,12 @@ template <class R> class Backward {
     R* grad_rowdata_;
     Lane* lanes_;
     double *gt0_, *gt1_; // of the interval's ends
+    double* next_; // the time of every lane's next output
+    R* nothing_;   // the cotangent of an output that is not there
+    typedef typename BackTape<R>::Rows TapeRows;
+    const Straight* code_ = nullptr;
+    TapeRows* rows_ = nullptr;
+    const BackTape<R>* tapes_[2] = {nullptr, nullptr}; // without outputs inside the step, and with
 };
 
 } // namespace NEURODE_NAMESPACE

@@ -17,6 +17,7 @@ class DenseOutput {
         q_ = work.take<double>(size_t(D) * powers_);
         x_ = work.take<double>(powers_);
         gk_ = work.take<double>(rows_);
+        lanes_ = work.take<double>(size_t(D) * powers_ * L);
         for (int i = 0; i < all_ * powers_; i++) by_power_[i] = 0;
         for (int i = 0; i < powers_ * rows_; i++) by_stage_[i] = 0;
         for (int j = 0; j < powers_; j++) x_[j] = 0;
@@ -26,7 +27,8 @@ class DenseOutput {
     static size_t bytes(const nd_solve& s, int D) {
         size_t powers = padded(s.p ? int(s.degree) : 0), rows = padded(int(s.stages + s.extra));
         return Workspace::size_of<double>(rows * powers) * 2 + Workspace::size_of<double>(D * powers) +
-               Workspace::size_of<double>(powers) + Workspace::size_of<double>(rows);
+               Workspace::size_of<double>(powers) + Workspace::size_of<double>(rows) +
+               Workspace::size_of<double>(size_t(D) * powers * L);
     }
 
     // Forms the polynomials of a lane: `k` is its first number, `row` apart are its features, `stage` apart the stages.
@@ -76,12 +78,57 @@ class DenseOutput {
         }
     }
 
-  private:
+    // ---- L lanes at once: pointers are to the first one's number
+
     static constexpr int L = LANES<double>;
-    static constexpr int padded(int n) { return (n + L - 1) / L * L; }
+
+    template <class R> void form_lanes(const R* k, ptrdiff_t row, ptrdiff_t stage) {
+        for (int d = 0; d < D_; d++)
+            for (int j = 0; j < powers_; j += AT_ONCE) {
+                Vec<double> sum[AT_ONCE] = {};
+                for (int i = 0; i < all_; i++) {
+                    Vec<double> number = load_doubles(k + d * row + i * stage);
+                    UNROLL for (int q = 0; q < AT_ONCE; q++) sum[q] += splat<double>(by_power_[i * powers_ + j + q]) * number;
+                }
+                UNROLL for (int q = 0; q < AT_ONCE; q++) store(lanes_ + (d * powers_ + j + q) * L, sum[q]);
+            }
+    }
+    Vec<double> at_lanes(int d, Vec<double> x) const {
+        Vec<double> sum = {};
+        for (int j = degree_ - 1; j >= 0; j--) sum = (sum + load(lanes_ + (d * powers_ + j) * L)) * x;
+        return sum;
+    }
+    void clear_lanes() {
+        for (int i = 0; i < D_ * powers_ * L; i++) lanes_[i] = 0;
+    }
+    void gather_lanes(int d, Vec<double> x, Vec<double> g) {
+        for (int j = 0; j < degree_; j++) {
+            g *= x;
+            double* to = lanes_ + (d * powers_ + j) * L;
+            store(to, load(to) + g);
+        }
+    }
+    template <class R> void scatter_lanes(Vec<double> h, R* gk, ptrdiff_t row, ptrdiff_t stage) const {
+        for (int d = 0; d < D_; d++)
+            for (int i = 0; i < all_; i++) {
+                Vec<double> sum = {};
+                for (int j = 0; j < degree_; j++)
+                    sum += splat<double>(by_power_[i * powers_ + j]) * load(lanes_ + (d * powers_ + j) * L);
+                R* to = gk + d * row + i * stage;
+                store_narrow(to, load_doubles(to) + h * sum);
+            }
+    }
+
+  private:
+    static constexpr int AT_ONCE = 4; // powers: sums that do not wait for each other
+    static constexpr int padded(int n) {
+        constexpr int P = L > AT_ONCE ? L : AT_ONCE;
+        return (n + P - 1) / P * P;
+    }
     int D_, all_, degree_, powers_, rows_;
     double *by_power_, *by_stage_; // p, padded with zeros, and turned
     double *q_, *x_, *gk_;
+    double* lanes_; // q_ of L lanes
 };
 
 } // namespace NEURODE_NAMESPACE

@@ -129,10 +129,10 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
     int64_t *order = list.take<int64_t>(s.rows), live = 0;
     for (int64_t row = 0; row < s.rows; row++)
         if (s.status[row] == ND_SUCCESS) order[live++] = row;
-    int T = tile_width<R>(p, live);
+    int T = Backward<R>::width(p, s, tile_width<R>(p, live));
     bool kept = trace.kept && live == s.rows && trace.kept_T == T; // tiles as on the way forward
     int64_t tiles = (live + T - 1) / T;
-    size_t size = Workspace::size_of<R>(Interpreter<R>::sums_size(p)) / sizeof(R);
+    size_t size = Workspace::size_of<R>(Backward<R>::sums_size(p, s)) / sizeof(R);
     double cost = (cost_of(p.forward) + cost_of(p.backward) + cost_of(p.gradient)) * live * evaluations_of(s);
     int threads = threads_for(s.threads, tiles, cost);
     int64_t parts = threads;
@@ -140,6 +140,7 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
         int64_t fit = int64_t(MOST_SUMS / (size * sizeof(R) + 1)) + 1;
         parts = tiles < MOST_PARTS ? tiles : MOST_PARTS;
         parts = parts < fit ? parts : fit;
+        if (parts < 1) parts = 1; // every row has failed: sums of nothing
     }
     Workspace work(parts * size * sizeof(R));
     R* sums = work.take<R>(parts * size);
@@ -158,7 +159,7 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
     });
     for (int64_t i = 1; i < parts; i++)
         for (size_t j = 0; j < size; j += LANES<R>) store(sums + j, load(sums + j) + load(sums + i * size + j));
-    Interpreter<R>::flush(p, sums, static_cast<R*>(s.accumulators));
+    Backward<R>::flush(p, s, sums);
     s.backward_evaluations = evaluations.total(), s.backward_products = products.total();
 }
 

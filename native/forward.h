@@ -63,6 +63,7 @@ template <class R> class Forward {
         bases[COTANGENT] = work_.take<R>(numbers_of<R>(program.rows_cotangent, T));
         lanes = work_.take<Lane>(T);
         scale_ = work_.take<R>(3 * tile.N);
+        points_ = work_.take<double>(size_t(D) * PER_GROUP), unwanted_ = work_.take<R>(D);
         num_groups_ = (T + PER_GROUP - 1) / PER_GROUP;
         groups_ = work_.take<Group>(num_groups_);
         double** parts[] = {&ratio, &second, &size0_, &size1_, &size2_, &flags_};
@@ -79,6 +80,7 @@ template <class R> class Forward {
                Workspace::size_of<R>(numbers_of<R>(p.rows_saved, T)) + Workspace::size_of<R>(numbers_of<R>(p.rows_forward, T)) +
                Workspace::size_of<R>(numbers_of<R>(p.rows_cotangent, T)) + Workspace::size_of<Lane>(T) +
                Tile<R>::tape_bytes(p, s) + Tile<R>::shared_bytes(p, T) + Workspace::size_of<R>(3 * n) +
+               Workspace::size_of<double>(size_t(p.size) * PER_GROUP) + Workspace::size_of<R>(p.size) +
                6 * Workspace::size_of<double>(T + PER_GROUP) + Workspace::size_of<Group>(T / PER_GROUP + 1) + 4096;
     }
 
@@ -220,9 +222,11 @@ template <class R> class Forward {
             any_output = any_output || any<double>(accepted & output);
         }
         if (any_output) evaluate_extra();
-        if (trace_ || any_output)
-            for (int l = 0; l < T; l++)
-                if (flags_[l] != 0) record(l), outputs(l);
+        for (int l = 0; l < T && trace_; l++)
+            if (flags_[l] != 0) record(l);
+        if (any_output && T == 1) outputs(0);
+        else if (any_output)
+            for (int l = 0; l < T; l += PER_GROUP) outputs_of_lanes(l);
         advance();
         int ended = 0;
         for (int l = 0; l < T; l += PER_GROUP) ended += move_on(l);
@@ -317,6 +321,37 @@ template <class R> class Forward {
         }
         await_output(l);
     }
+    // The same for the lanes of a group, in rounds: in each the next output of all lanes that have one in their step. No branch
+    // depends on which lanes these are, and times stay in a register: a vector loaded right after its numbers were stored one by
+    // one waits for all stores before them.
+    void outputs_of_lanes(int l) {
+        Group& g = groups_[l / PER_GROUP];
+        Doubles t0 = load(tile.t0 + l), length = load(tile.t1 + l) - t0, next = g.next_output;
+        Truths accepted = load(flags_ + l) != d(0);
+        auto due = [&] { return accepted & ((next - g.pace.end) * g.pace.sign <= d(0)); };
+        Truths wanted = due();
+        if (!any<double>(wanted)) return;
+        tile.begin_dense_lanes(l);
+        for (; any<double>(wanted); wanted = due()) {
+            Doubles x = (next - t0) / length;
+            Truths at_end = next == g.pace.end;
+            for (int f = 0; f < D; f++) {
+                Doubles end = load_doubles(tile.y1 + ptrdiff_t(f) * T + l);
+                store(points_ + f * PER_GROUP, choose<double>(at_end, end, tile.dense_lanes(x, l, f)));
+            }
+            R* to[PER_GROUP];
+            UNROLL for (int i = 0; i < PER_GROUP; i++) {
+                Lane& lane = lanes[l + i];
+                bool now = wanted[i] != 0;
+                to[i] = now ? batch.ys(lane.output, lane.row) : unwanted_;
+                lane.output += now;
+                next[i] = now ? time_of_output(lane, g.pace.sign[i]) : next[i];
+            }
+            for (int f = 0; f < D; f++)
+                UNROLL for (int i = 0; i < PER_GROUP; i++) to[i][f] = R(points_[f * PER_GROUP + i]);
+        }
+        g.next_output = next;
+    }
     void outputs_at_start(int l) {
         Lane& lane = lanes[l];
         for (; lane.output < s.num_eval; lane.output++) {
@@ -326,9 +361,10 @@ template <class R> class Forward {
         await_output(l);
     }
     void await_output(int l) {
-        const Lane& lane = lanes[l];
-        double t = lane.output < s.num_eval ? batch.t_eval(lane.output, lane.row) : sign(l) * INF;
-        groups_[l / PER_GROUP].next_output[l % PER_GROUP] = t;
+        groups_[l / PER_GROUP].next_output[l % PER_GROUP] = time_of_output(lanes[l], sign(l));
+    }
+    double time_of_output(const Lane& lane, double sign) const { // of the next one; infinitely far where there is none
+        return lane.output < s.num_eval ? batch.t_eval(lane.output, lane.row) : sign * INF;
     }
 
     // ---- beginnings
@@ -509,6 +545,8 @@ template <class R> class Forward {
     Controller controller_{s};
     double *size0_, *size1_, *size2_; // of the first step
     double* flags_;                   // 1 where a lane's attempt is accepted
+    double* points_;                  // of the dense output, by feature and lane of a group
+    R* unwanted_;                     // where lanes without an output write
     R* scale_; // atol, rtol by feature and lane; scratch
 };
 

@@ -188,6 +188,7 @@ template <class R> class Interpreter {
                 const R* bias = i.bias < 0 ? nullptr : u_ + i.bias + ptrdiff_t(o) * i.bias_o;
                 R* to = out + ptrdiff_t(o) * T_;
                 for (int t = 0; t < T_; t += width) k.product[columns][rows](w, x + t, i.K, T_, bias, i.bias_o, to + t);
+                fetch(rows * i.K * (T_ / LANES<R>));
                 epilogue(i, bases, c * i.O + o, rows, to);
                 w += ptrdiff_t(rows) * i.K;
                 o += rows;
@@ -213,6 +214,17 @@ template <class R> class Interpreter {
     }
 
     // Rows that an epilogue reads, on their way from memory while the products before it run.
+    // Memory that the next run will touch, for example the stage before's kept values: it is fetched little by little while the
+    // products run, so that nobody waits for it.
+  public:
+    void fetch_meanwhile(const R* from, ptrdiff_t numbers) { ahead_ = from, ahead_end_ = from + numbers; }
+
+  private:
+    INLINE void fetch(int operations) {
+        constexpr ptrdiff_t LINE = 64 / sizeof(R);
+        for (int lines = operations / 32; lines >= 0 && ahead_ < ahead_end_; lines--, ahead_ += LINE) __builtin_prefetch(ahead_);
+    }
+
     void look_ahead(const Instruction& i, const Bases<R>& bases, int base, int first, int rows) const {
         const Operand* read[] = {&i.add, &i.aux};
         for (const Operand* x : read)
@@ -329,15 +341,7 @@ template <class R> class Interpreter {
             R* acc = sums;
             for (int p = 0; p < num_panels<R>(features); p++) {
                 int first = p * PANEL<R>, wanted = features - first < PANEL<R> ? features - first : PANEL<R>;
-                for (int s = 0; s < stages; s++) {
-                    Bases<R> here = stage_bases(bases, s, steps);
-                    if (s + 1 < stages && T_ >= LANES<R>) {
-                        Bases<R> next = stage_bases(bases, s + 1, steps);
-                        for (int j = 0; j < wanted; j++) prefetch(lane_row(wide, next, c * features + first + j), T_);
-                    }
-                    to_panel<R>([&](int j) { return lane_row(wide, here, c * features + first + j); }, wanted, T_,
-                                panel_ + ptrdiff_t(s) * T_ * PANEL<R>);
-                }
+                make_panels(wide, bases, stages, steps, c * features + first, wanted);
                 for (int b = 0, r = 0; b < blocks.count; b++) {
                     int height = blocks.rows_of(b);
                     const R* block = from + r * row_step;
@@ -347,6 +351,24 @@ template <class R> class Interpreter {
                     acc += ptrdiff_t(height) * PANEL<R>;
                 }
             }
+        }
+    }
+
+    // Rows [first, first + wanted) of all stages as panels, one after the other.
+    void make_panels(const Operand& x, const Bases<R>& bases, int stages, const ptrdiff_t* steps, int first, int wanted) {
+        R* to = panel_;
+        if (x.mapped() || T_ == 1) {
+            for (int s = 0; s < stages; s++, to += ptrdiff_t(T_) * PANEL<R>) {
+                Bases<R> here = stage_bases(bases, s, steps);
+                uneven_panel<R>([&](int j) { return lane_row(x, here, first + j); }, wanted, T_, to);
+            }
+            return;
+        }
+        const R* from = lane_row(x, bases, first);
+        ptrdiff_t row = ptrdiff_t(x.stride) * T_, slab = steps[x.space];
+        for (int s = 0; s < stages; s++, from += slab, to += ptrdiff_t(T_) * PANEL<R>) {
+            for (int j = 0; s + 1 < stages && j < wanted; j++) prefetch(from + slab + j * row, T_);
+            even_panel<R>(from, row, wanted, T_, to);
         }
     }
 
@@ -416,6 +438,7 @@ template <class R> class Interpreter {
     int T_, height_;
     R **forward_ = nullptr, **backward_ = nullptr;
     R *registers_, *gathered_, *panel_ = nullptr;
+    const R *ahead_ = nullptr, *ahead_end_ = nullptr;
 };
 
 } // namespace NEURODE_NAMESPACE

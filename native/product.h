@@ -165,29 +165,25 @@ template <class R> constexpr int PANEL = 2 * LANES<R>; // features of a panel
 
 template <class R> int num_panels(int features) { return (features + PANEL<R> - 1) / PANEL<R>; }
 
-// The addresses of a panel's rows in one tile; `row(i)` gives row i of the operand.
-template <class R, class Row> void to_panel(Row row, int features, int T, R* to) {
+// Rows at `from`, `step` apart, as one panel: `features` of them (at most PANEL), zeros beyond. T is a whole number of vectors.
+template <class R> void even_panel(const R* from, ptrdiff_t step, int features, int T, R* to) {
     constexpr int Q = square(R{}), P = PANEL<R>;
     for (int j = 0; j < P; j += Q) {
-        if (j >= features) {
-            for (int t = 0; t < T; t++)
-                for (int i = 0; i < Q; i++) to[t * P + j + i] = 0;
+        if (j + Q <= features) {
+            for (int t = 0; t < T; t += Q) transpose_square(from + j * step + t, step, to + t * P + j, P);
             continue;
         }
-        if (T == 1) {
-            for (int i = 0; i < Q; i++) to[j + i] = j + i < features ? *row(j + i) : R(0);
-            continue;
-        }
-        bool even = j + Q <= features;
-        for (int i = 1; even && i < Q; i++) even = row(j + i) - row(j) == i * (row(j + 1) - row(j));
-        if (even) {
-            for (int t = 0; t < T; t += Q) transpose_square(row(j) + t, row(j + 1) - row(j), to + t * P + j, P);
-        } else {
-            for (int i = 0; i < Q; i++) {
-                const R* from = j + i < features ? row(j + i) : nullptr;
-                for (int t = 0; t < T; t++) to[t * P + j + i] = from ? from[t] : R(0);
-            }
-        }
+        for (int i = 0; i < Q; i++)
+            for (int t = 0; t < T; t++) to[t * P + j + i] = j + i < features ? from[(j + i) * step + t] : R(0);
+    }
+}
+
+// The same of rows that lie anywhere: `row(i)` is row i.
+template <class R, class Row> void uneven_panel(Row row, int features, int T, R* to) {
+    constexpr int P = PANEL<R>;
+    for (int i = 0; i < P; i++) {
+        const R* from = i < features ? row(i) : nullptr;
+        for (int t = 0; t < T; t++) to[t * P + i] = from ? from[t] : R(0);
     }
 }
 

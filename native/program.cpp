@@ -11,7 +11,7 @@ namespace neurode {
 namespace {
 
 struct Storage : Program { // a program and the arrays that its instructions point into
-    Straight list;
+    Straight list, list_back;
     std::vector<int32_t> maps;
     std::vector<Instruction> code[3];
     std::vector<std::unique_ptr<Operand[]>> operands;
@@ -150,6 +150,7 @@ Program* decode(const int32_t* words, int64_t n, const int32_t* maps, int64_t nu
     if (!header.ok() || p->size < 1 || !p->out.present()) return *error = "the header is malformed", nullptr;
     if (const char* wrong = check(*p, num_maps)) return *error = wrong, nullptr;
     if (straighten(*p, p->list)) p->straight = &p->list;
+    if (p->straight && straighten_back(*p, p->list_back)) p->straight_back = &p->list_back;
     return p.release();
 }
 

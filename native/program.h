@@ -62,7 +62,8 @@ struct Program {
     Section forward, backward, gradient;
     bool has_products = false; // of matrices: decides the tile's width
     int32_t max_registers = 0; // of a pointwise chain: inputs and steps
-    const Straight* straight = nullptr; // the same as a straight list, where it has few operations
+    const Straight* straight = nullptr;      // the same as a straight list, where it has few operations
+    const Straight* straight_back = nullptr; // the way back likewise
 };
 
 // Returns null and sets `*error` where the words are not a program that this library knows.

@@ -200,6 +200,19 @@ INLINE Vec<float> narrow(Vec<double> low, Vec<double> high) {
     return v;
 }
 
+// LANES<double> numbers at p as doubles, and back.
+template <class R> INLINE Vec<double> load_doubles(const R* p) {
+    if constexpr (sizeof(R) == 8) return load(p);
+    HalfFloats part;
+    std::memcpy(&part, p, sizeof part);
+    return __builtin_convertvector(part, Vec<double>);
+}
+template <class R> INLINE void store_narrow(R* p, Vec<double> v) {
+    if constexpr (sizeof(R) == 8) return store(p, v);
+    HalfFloats part = __builtin_convertvector(v, HalfFloats);
+    std::memcpy(p, &part, sizeof part);
+}
+
 // Transposes a square block: lanes of `from` rows become rows of `to`. 8 x 8 floats (16 x 16 of 512 bits), 4 x 4 doubles.
 typedef float Eight __attribute__((vector_size(32)));
 typedef Eight EightLoose __attribute__((aligned(4)));
@@ -244,17 +257,17 @@ INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdi
 #else
 INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdiff_t to_step) {
     Eight r[8], s[8];
-    for (int i = 0; i < 8; i++) r[i] = *reinterpret_cast<const EightLoose*>(from + i * step);
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 8; i++) r[i] = *reinterpret_cast<const EightLoose*>(from + i * step);
+    UNROLL for (int i = 0; i < 4; i++) {
         s[2 * i] = SHUFFLE(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
         s[2 * i + 1] = SHUFFLE(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
     }
-    for (int i = 0; i < 2; i++)
-        for (int j = 0; j < 2; j++) {
+    UNROLL for (int i = 0; i < 2; i++)
+        UNROLL for (int j = 0; j < 2; j++) {
             r[4 * i + 2 * j] = SHUFFLE(s[4 * i + j], s[4 * i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
             r[4 * i + 2 * j + 1] = SHUFFLE(s[4 * i + j], s[4 * i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
         }
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         *reinterpret_cast<EightLoose*>(to + i * to_step) =
             SHUFFLE(r[i], r[4 + i], 0, 1, 2, 3, 8, 9, 10, 11);
         *reinterpret_cast<EightLoose*>(to + (4 + i) * to_step) =
@@ -266,12 +279,12 @@ INLINE void transpose_square(const float* from, ptrdiff_t step, float* to, ptrdi
 
 INLINE void transpose_square(const double* from, ptrdiff_t step, double* to, ptrdiff_t to_step) {
     Four r[4], s[4];
-    for (int i = 0; i < 4; i++) r[i] = *reinterpret_cast<const FourLoose*>(from + i * step);
-    for (int i = 0; i < 2; i++) {
+    UNROLL for (int i = 0; i < 4; i++) r[i] = *reinterpret_cast<const FourLoose*>(from + i * step);
+    UNROLL for (int i = 0; i < 2; i++) {
         s[2 * i] = SHUFFLE(r[2 * i], r[2 * i + 1], 0, 4, 2, 6);
         s[2 * i + 1] = SHUFFLE(r[2 * i], r[2 * i + 1], 1, 5, 3, 7);
     }
-    for (int i = 0; i < 2; i++) {
+    UNROLL for (int i = 0; i < 2; i++) {
         *reinterpret_cast<FourLoose*>(to + i * to_step) = SHUFFLE(s[i], s[2 + i], 0, 1, 4, 5);
         *reinterpret_cast<FourLoose*>(to + (2 + i) * to_step) = SHUFFLE(s[i], s[2 + i], 2, 3, 6, 7);
     }

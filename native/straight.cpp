@@ -1,7 +1,8 @@
-// Flattens a program's way forward row by row into a straight list, and simplifies it.
+// Flattens a program row by row into straight lists, and simplifies them.
 #include "straight.h"
 
 #include <cstddef>
+#include <iterator>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -25,7 +26,27 @@ class Flattener {
         for (int d = 0; d < p_.size; d++) to_.out.push_back(value(reference(p_.out.space, p_.out.row + d)));
         for (int32_t v : to_.out)
             if (v < 0) return false;
+        to_.num_forward = int32_t(to_.values.size());
         return true;
+    }
+
+    // After `run`: the vector-Jacobian product and the gradients of parameters too.
+    bool run_back() {
+        if (!p_.grad_y.present()) return false;
+        for (auto row = rows_.begin(); row != rows_.end();) // the way back has scratch rows of its own
+            row = row->first >> SPACE_SHIFT == SCRATCH ? rows_.erase(row) : std::next(row);
+        for (int d = 0; d < p_.size; d++) rows_[reference(COTANGENT, d)] = push(Straight::LEAF, COTANGENT, d, -1);
+        if (!section(p_.backward)) return false;
+        bool known = true;
+        auto take = [&](std::vector<int32_t>& to, Place from, int n) {
+            for (int i = 0; i < n; i++) {
+                to.push_back(value(reference(from.space, from.row + i)));
+                known = known && to.back() >= 0;
+            }
+        };
+        take(to_.grad, p_.grad_y, p_.size);
+        if (p_.grad_rowdata.present()) take(to_.grad_data, p_.grad_rowdata, p_.num_rowdata);
+        return known && gradient();
     }
 
   private:
@@ -153,16 +174,49 @@ class Flattener {
         return true;
     }
 
+    bool gradient() {
+        for (const Instruction& i : p_.gradient)
+            if (!(i.opcode == WGRAD ? weight_gradient(i) : row_gradient(i)) || to_.terms.size() > MOST_LINES) return false;
+        return true;
+    }
+    bool weight_gradient(const Instruction& i) {
+        if (int64_t(i.O) * i.K > MOST_PRODUCT || int64_t(i.count) * i.O * i.K > int64_t(MOST_LINES)) return false;
+        for (int c = 0; c < i.count; c++)
+            for (int o = 0; o < i.O; o++)
+                for (int k = 0; k < i.K; k++) {
+                    int32_t g = value(i.x.ref(c * i.O + o)), x = value(i.z.ref(c * i.K + k));
+                    if (!term(i.acc + o * i.acc_o + k * i.acc_k, g, x) || x < 0) return false;
+                }
+        return true;
+    }
+    bool row_gradient(const Instruction& i) {
+        if (int64_t(i.n) * i.m > int64_t(MOST_LINES)) return false;
+        for (int k = 0; k < i.n * i.m; k++)
+            if (!term(i.acc + k / i.m, value(i.x.ref(k)), -1)) return false;
+        return true;
+    }
+    bool term(int32_t accumulator, int32_t a, int32_t b) {
+        auto [at, fresh] = sums_.try_emplace(accumulator, int32_t(to_.accumulators.size()));
+        if (fresh) to_.accumulators.push_back(accumulator);
+        to_.terms.push_back({at->second, a, b});
+        return a >= 0;
+    }
+
     const Program& p_;
     Straight& to_;
-    std::map<int32_t, int32_t> rows_;
+    std::map<int32_t, int32_t> rows_, sums_;
     std::map<std::tuple<int32_t, int32_t, int32_t, int32_t>, int32_t> known_;
 };
 
-// How often a value is read on the way to dy/dt.
+// How often a value is read on the way to what is wanted.
 std::vector<int> count_uses(const Straight& s) {
     std::vector<int> uses(s.values.size());
-    for (int32_t v : s.out) uses[v]++;
+    for (const std::vector<int32_t>* wanted : {&s.out, &s.grad, &s.grad_data})
+        for (int32_t v : *wanted) uses[v]++;
+    for (const Straight::Term& t : s.terms) {
+        uses[t.a]++;
+        if (t.b >= 0) uses[t.b]++;
+    }
     for (size_t i = s.values.size(); i-- > 0;) { // what nobody reads reads nothing
         const Straight::Value& v = s.values[i];
         if (v.op == Straight::LEAF || !uses[i]) continue;
@@ -187,33 +241,72 @@ void join_products(Straight& s) {
     }
 }
 
-// Gives values rows: the list of lines that computes dy/dt.
+// Gives values rows: the lists of lines that compute what is wanted.
 class Lister {
   public:
-    explicit Lister(Straight& s) : s_(s), rows_(s.values.size()), left_(count_uses(s)) {
-        for (size_t v = 0; v < rows_.size(); v++)
+    explicit Lister(Straight& s) : s_(s), rows_(s.values.size()), left_(count_uses(s)), wanted_(s.values.size()) {
+        for (size_t v = 0; v < rows_.size(); v++) {
+            wanted_[v] = left_[v] && s.values[v].op != Straight::LEAF;
             if (s.values[v].op == Straight::LEAF) rows_[v] = leaf(s.values[v]);
+        }
     }
 
-    void list() {
-        std::vector<bool> wanted(rows_.size());
-        for (size_t v = 0; v < rows_.size(); v++) wanted[v] = left_[v] && s_.values[v].op != Straight::LEAF;
-        std::vector<bool> copied(s_.out.size());
-        for (size_t d = 0; d < s_.out.size(); d++) { // straight into dy/dt; a value that is there twice is copied
-            LineRow& row = rows_[s_.out[d]];
-            copied[d] = row.kind != LineRow::NONE;
-            if (!copied[d]) row = {LineRow::OUT, int32_t(d)};
+    void forward() {
+        std::vector<size_t> copies = place(s_.out, LineRow::OUT);
+        keep();
+        list(0, s_.num_forward, s_.forward);
+        for (size_t d : copies) s_.forward.push_back(copy(LineRow::OUT, d, s_.out[d]));
+    }
+    void backward() {
+        std::vector<size_t> copies = place(s_.grad, LineRow::GRAD);
+        list(s_.num_forward, int32_t(rows_.size()), s_.backward);
+        for (size_t d : copies) s_.backward.push_back(copy(LineRow::GRAD, d, s_.grad[d]));
+        for (size_t i = 0; i < s_.grad_data.size(); i++) {
+            LineRow sum = {LineRow::GRAD_DATA, int32_t(i)};
+            s_.backward.push_back({ADD, sum, {rows_[s_.grad_data[i]], sum, {}}});
         }
-        for (size_t v = 0; v < rows_.size(); v++)
-            if (wanted[v]) s_.forward.push_back(line(int32_t(v)));
-        for (size_t d = 0; d < s_.out.size(); d++)
-            if (copied[d]) s_.forward.push_back({COPY, {LineRow::OUT, int32_t(d)}, {rows_[s_.out[d]], {}, {}}});
+        for (const Straight::Term& t : s_.terms) {
+            LineRow sum = {LineRow::SUM, t.sum};
+            if (t.b < 0) s_.backward.push_back({ADD, sum, {rows_[t.a], sum, {}}});
+            else s_.backward.push_back({FMA, sum, {rows_[t.a], rows_[t.b], sum}});
+        }
     }
 
   private:
+    // Results go straight to where they are wanted; those that have a row already are copied, and their places returned.
+    std::vector<size_t> place(const std::vector<int32_t>& values, LineRow::Kind kind) {
+        std::vector<size_t> copies;
+        for (size_t d = 0; d < values.size(); d++) {
+            LineRow& row = rows_[values[d]];
+            if (row.kind != LineRow::NONE) copies.push_back(d);
+            else row = {kind, int32_t(d)};
+        }
+        return copies;
+    }
+    Line copy(LineRow::Kind kind, size_t d, int32_t v) const { return {COPY, {kind, int32_t(d)}, {rows_[v], {}, {}}}; }
+
+    // Rows of their own for values of f that the way back reads.
+    void keep() {
+        auto need = [&](int32_t v) {
+            if (v >= 0 && v < s_.num_forward && rows_[v].kind == LineRow::NONE) rows_[v] = {LineRow::KEPT, s_.num_kept++};
+        };
+        for (size_t i = s_.num_forward; i < rows_.size(); i++) {
+            const Straight::Value& v = s_.values[i];
+            const int32_t operands[3] = {v.a, v.b, v.c};
+            for (int k = 0; wanted_[i] && k < Straight::arity(v.op); k++) need(operands[k]);
+        }
+        for (const std::vector<int32_t>* read : {&s_.grad, &s_.grad_data})
+            for (int32_t v : *read) need(v);
+        for (const Straight::Term& t : s_.terms) need(t.a), need(t.b);
+    }
+    void list(int32_t first, int32_t end, std::vector<Line>& to) {
+        for (int32_t v = first; v < end; v++)
+            if (wanted_[v]) to.push_back(line(v));
+    }
     LineRow leaf(const Straight::Value& v) {
         if (v.a == UNIFORM) return s_.num_uniform++, LineRow{LineRow::NUMBER, v.b};
         if (v.a == ROWDATA) return {LineRow::DATA, v.b};
+        if (v.a == COTANGENT) return {LineRow::COTANGENT, v.b};
         if (v.b > 0) return {LineRow::STATE, v.b - 1};
         return s_.reads_time = true, LineRow{LineRow::TIME, 0};
     }
@@ -240,6 +333,7 @@ class Lister {
     Straight& s_;
     std::vector<LineRow> rows_;
     std::vector<int> left_; // reads to come
+    std::vector<bool> wanted_;
     std::vector<int32_t> free_;
 };
 
@@ -248,8 +342,18 @@ class Lister {
 bool straighten(const Program& program, Straight& to) {
     if (!Flattener(program, to).run()) return false;
     join_products(to);
-    Lister(to).list();
+    Lister(to).forward();
     return to.forward.size() <= MOST_LINES;
+}
+
+bool straighten_back(const Program& program, Straight& to) {
+    Flattener flattener(program, to);
+    if (!flattener.run() || !flattener.run_back()) return false;
+    join_products(to);
+    Lister lister(to);
+    lister.forward();
+    lister.backward();
+    return to.forward.size() + to.backward.size() <= 2 * MOST_LINES;
 }
 
 } // namespace neurode

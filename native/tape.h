@@ -14,6 +14,7 @@ using neurode::Straight;
 template <class R> struct StageRows {
     const R *time = nullptr, *state = nullptr, *data = nullptr;
     R* out = nullptr;
+    R *kept = nullptr, *cotangent = nullptr, *grad = nullptr, *grad_data = nullptr, *sums = nullptr; // of the way back
 };
 
 // What all tapes of a solve share: rows for what is in between, and uniform numbers spread over a row where a line needs that.
@@ -83,6 +84,11 @@ template <class R> class Tape {
         case LineRow::DATA: return of(const_cast<R*>(at.data));
         case LineRow::SPARE: return of(rows_.spare);
         case LineRow::OUT: return of(at.out);
+        case LineRow::KEPT: return of(at.kept);
+        case LineRow::COTANGENT: return of(at.cotangent);
+        case LineRow::GRAD: return of(at.grad);
+        case LineRow::GRAD_DATA: return of(at.grad_data);
+        case LineRow::SUM: return of(at.sums);
         default: return nullptr;
         }
     }
@@ -142,8 +148,7 @@ template <class R> class StepTape {
         };
         for (int i = 0; i < m.all; i++) {
             begin_[i] = tape_.size();
-            bool at_start = true, at_end = m.fsal && i == m.stages - 1;
-            for (int j = 0; j < i; j++) at_start = at_start && m.a(i, j) == 0;
+            bool at_start = m.is_start(i), at_end = m.fsal && i == m.stages - 1;
             R* state = at_end ? frame.y1 : at_start ? frame.y : shared.state;
             if (!at_start || at_end) combine(state, i, [&](int j) { return m.a(i, j); });
             at.state = state, at.out = frame.k + i * N;
@@ -178,6 +183,91 @@ template <class R> class StepTape {
     Tape<R> tape_;
     int* begin_;
     int all_;
+};
+
+// The way back through one step on one frame: its stages again, each with what its vector-Jacobian product reads, and then these
+// products from the last one on. The cotangent of a stage is gathered from what the state at the end and the stages behind it gave.
+template <class R> class BackTape {
+  public:
+    // Rows of all stages, one stage after the other, which the tapes of a frame share; and what it gives and takes.
+    struct Rows {
+        TapeRows<R> shared;
+        R *states, *times, *kept, *grads, *sums;
+        Rows(const Straight& code, int D, int T, int all, Workspace& work)
+            : shared(code, T, work), states(work.take<R>(size_t(D) * T * all)), times(work.take<R>(size_t(T) * all)),
+              kept(work.take<R>(size_t(code.num_kept) * T * all)), grads(work.take<R>(size_t(D) * T * all)),
+              sums(work.take<R>(code.accumulators.size() * T)) {}
+        static size_t bytes(const Straight& code, int D, int T, int all) {
+            return TapeRows<R>::bytes(code, T) + 2 * Workspace::size_of<R>(size_t(D) * T * all) +
+                   Workspace::size_of<R>(size_t(T) * all) + Workspace::size_of<R>(size_t(code.num_kept) * T * all) +
+                   Workspace::size_of<R>(code.accumulators.size() * T);
+        }
+    };
+    // Cotangents: of the stages (outputs inside the step gave them, where `outputs`; then the tape), of the state at the start from
+    // such outputs, of the state at the end (afterwards: at the start), of the sample's data.
+    struct Cotangents {
+        R *stages, *start, *end, *data;
+    };
+
+    template <class Method>
+    BackTape(const Straight& code, const R* u, const Method& m, int num_stages, bool outputs, int D, int T, const Frame<R>& frame,
+             const R* h, const Cotangents& g, Rows& rows, Workspace& work)
+        : num_stages(num_stages), reads_time(code.reads_time),
+          tape_(T, u, rows.shared, entries(code, D, num_stages), terms(D, num_stages), work), T_(T), times_(rows.times) {
+        ptrdiff_t N = ptrdiff_t(D) * T;
+        auto by_feature = [&](auto combine) {
+            for (int d = 0; d < D; d++) combine(d * T);
+        };
+        auto at = [&](int i, R* state) {
+            StageRows<R> rows_of;
+            rows_of.time = rows.times + ptrdiff_t(i) * T, rows_of.state = state, rows_of.data = frame.rowdata;
+            rows_of.out = frame.k + i * N, rows_of.kept = rows.kept + ptrdiff_t(i) * code.num_kept * T;
+            rows_of.cotangent = g.stages + i * N, rows_of.grad = rows.grads + i * N;
+            rows_of.grad_data = g.data, rows_of.sums = rows.sums;
+            return rows_of;
+        };
+        auto state_of = [&](int i) { return m.is_start(i) ? frame.y : rows.states + i * N; };
+        for (int i = 0; i < num_stages; i++) {
+            if (!m.is_start(i))
+                by_feature([&](ptrdiff_t d) {
+                    tape_.combine(state_of(i) + d, frame.y + d, h, i, [&](int j) { return m.a(i, j); },
+                                  [&](int j) { return frame.k + j * N + d; });
+                });
+            tape_.lines(code.forward, at(i, state_of(i)));
+        }
+        for (int i = num_stages - 1; i >= 0; i--) {
+            auto weight = [&](int j) { return j < num_stages ? (j > i ? m.a(j, i) : 0) : i < m.stages ? m.b(i) : 0; };
+            by_feature([&](ptrdiff_t d) {
+                auto given = [&](int j) { return j < num_stages ? rows.grads + j * N + d : g.end + d; };
+                R* to = g.stages + i * N + d;
+                tape_.combine(to, outputs ? to : nullptr, h, num_stages + 1, weight, given);
+            });
+            tape_.lines(code.backward, at(i, state_of(i)));
+        }
+        by_feature([&](ptrdiff_t d) {
+            auto given = [&](int j) { return j < num_stages ? rows.grads + j * N + d : g.start + d; };
+            tape_.combine(g.end + d, g.end + d, nullptr, num_stages + outputs, [](int) { return 1.0; }, given);
+        });
+    }
+    static size_t bytes(const Straight& code, int D, int num_stages) {
+        return Tape<R>::bytes(entries(code, D, num_stages), terms(D, num_stages));
+    }
+
+    R* time(int stage) const { return times_ + ptrdiff_t(stage) * T_; } // to be written first where it is read
+    void run() const { tape_.run(0, tape_.size()); }
+
+    const int num_stages;
+    const bool reads_time;
+
+  private:
+    static size_t entries(const Straight& code, int D, int n) {
+        return size_t(n) * (2 * D + code.forward.size() + code.backward.size()) + D;
+    }
+    static size_t terms(int D, int n) { return size_t(D) * (size_t(n) * n + 2 * n + 1); }
+
+    Tape<R> tape_;
+    int T_;
+    R* times_;
 };
 
 } // namespace NEURODE_NAMESPACE

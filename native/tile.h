@@ -16,6 +16,11 @@ struct Tableau {
     double a(int i, int j) const { return s.a[ptrdiff_t(i) * all + j]; }
     double c(int i) const { return s.c[i]; }
     double b(int i) const { return s.b[i]; }
+    bool is_start(int i) const { // whether stage i has the step's own state
+        for (int j = 0; j < i; j++)
+            if (a(i, j) != 0) return false;
+        return true;
+    }
     int num_before_end() const { return fsal ? stages - 1 : stages; } // stages that the state at the end depends on
 
     // Whether the only extra stage is f at the new point, as in the cubic Hermite interpolant: the next step's first stage.
@@ -26,7 +31,8 @@ struct Tableau {
     }
 };
 
-// Width of the tile: two vectors where there are matrix products (fewer loads), up to 64 numbers where operations are short
+// Width of the tile: two vectors where there are matrix products (fewer loads), four where the matrices are small and rows are many
+// (instructions have a cost of their own), up to 64 numbers where operations are short
 // (the interpreter's cost is by instruction), never more than the batch fills or than leaves a tile's rows in L2.
 template <class R> int straight_width(const neurode::Straight& code, int D) {
     constexpr size_t LEVEL_ONE = 24 * 1024; // of 32 KB; a step of seven stages
@@ -42,6 +48,7 @@ template <class R> bool one_by_one(const Program& program, int64_t rows) {
     return program.has_products && !program.straight && 4 * rows <= (LANES<R> > 4 ? LANES<R> : 4);
 }
 
+constexpr size_t NARROW = 12 * 1024;     // of the 32 KB of a first-level cache; measured: hidden 32 gains a tenth, hidden 64 loses
 constexpr size_t TILE_BYTES = 512 * 1024; // half of the smaller second-level caches of today's processors
 template <class R> int tile_width(const Program& program, int64_t rows) {
     if (one_by_one<R>(program, rows)) return 1;
@@ -50,6 +57,8 @@ template <class R> int tile_width(const Program& program, int64_t rows) {
     if (most < least) most = least;
     int T = least;
     size_t bytes = sizeof(R) * (size_t(program.rows_saved) + program.rows_forward + program.rows_cotangent);
+    bool narrow = 4 * LANES<R> * bytes <= NARROW && rows >= 16 * LANES<R>;
+    if (program.has_products && !program.straight && narrow) most = 4 * LANES<R>;
     while (T < most && T < rows && 2 * T * bytes <= TILE_BYTES) T *= 2;
     return T;
 }
@@ -192,6 +201,12 @@ template <class R> class Tile {
     void begin_dense(int lane) { dense_.form(k + lane, T, N); }
     void dense(double x, int lane, R* row) const {
         for (int d = 0; d < D; d++) row[d] = R(y[ptrdiff_t(d) * T + lane] + double(h[lane]) * dense_.at(d, x));
+    }
+
+    // The same for as many lanes as a vector of doubles has, from `lane` on.
+    void begin_dense_lanes(int lane) { dense_.form_lanes(k + lane, T, N); }
+    Vec<double> dense_lanes(Vec<double> x, int lane, int feature) const {
+        return load_doubles(y + ptrdiff_t(feature) * T + lane) + load_doubles(h + lane) * dense_.at_lanes(feature, x);
     }
 
     static constexpr int MAX_STAGES = 64; // abi.cpp refuses more

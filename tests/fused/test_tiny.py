@@ -95,3 +95,45 @@ def test_what_is_recorded_does_not_change_the_numbers() -> None:
     with torch.no_grad():
         bare = fused(field, y0, (0.0, 1.0), **options)
     assert torch.equal(recorded.ys, bare.ys) and torch.equal(recorded.y1, bare.y1)
+
+
+@pytest.mark.parametrize("options", [{"method": "dopri5"}, {"method": "rk4", "steps": 9}], ids=["adaptive", "grid"])
+def test_a_failed_row_changes_no_gradient(options: dict[str, Any]) -> None:
+    """Bit for bit those of the batch without it; and where every row has failed they are zero."""
+    field, y0 = Mixed(), torch.randn(150, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    others = torch.arange(150) != 80
+    options = {"batch_dim": 0, "t_eval": TIMES, "on_failure": "nan", **options}
+
+    def gradients(start: Tensor, fine: Tensor) -> list[Tensor]:
+        y = start.clone().requires_grad_()
+        solution = fused(field, y, (0.0, 1.0), **options)
+        loss = solution.ys[:, fine].square().sum() + solution.y1[fine].sum()
+        of_y0, *of_weights = torch.autograd.grad(loss, [y, *field.parameters()])
+        return [of_y0[fine], *of_weights]
+
+    broken = y0.clone()
+    broken[80] = float("nan")
+    for ours, wanted in zip(gradients(broken, others), gradients(y0[others], others[others]), strict=True):
+        assert torch.equal(ours, wanted)
+    for nothing in gradients(torch.full_like(y0, float("nan")), others)[1:]:
+        assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
+@pytest.mark.parametrize("options", [{"method": "dopri5"}, {"method": "rk4", "steps": 9}], ids=["adaptive", "grid"])
+def test_gradients_of_the_samples_own_data(options: dict[str, Any]) -> None:
+    """A field that reads the time, data of each row and a weight that all rows share, outputs anywhere and at both ends."""
+    generator = torch.Generator().manual_seed(7)
+    y0, rates = (torch.rand(70, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    weight = torch.tensor(0.4, dtype=torch.float64)
+
+    def f(t: Tensor, y: Tensor, rate: Tensor, weight: Tensor) -> Tensor:
+        return rate * torch.cos(t) * y - weight * y * y.flip(-1)
+
+    found = []
+    for solver in (fused, eager):
+        y, r, w = (x.clone().requires_grad_() for x in (y0, rates, weight))
+        args = (neurode.per_row(r), w)
+        solution = solver(f, y, (0.0, 1.0), args=args, batch_dim=0, t_eval=TIMES, **options)
+        found.append(torch.autograd.grad(solution.ys.square().sum() + solution.y1.sum(), [y, r, w]))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
