@@ -3,7 +3,8 @@
     python benchmarks/gradients.py [fixed] [adaptive] [memory] [--peers] [--out results.json] [--plots docs/images]
 
 The field is that of the spiral classifier, trained, since an untrained one flatters the adjoint; batch 128, float32, one
-thread for everybody. Times are medians of interleaved forward and backward passes. Memory is the peak of live tensor
+thread for everybody. Times are medians of the processor time of interleaved forward and backward passes, ratios medians of
+those within a round, so that others on the machine take little part in either. Memory is the peak of live tensor
 storage, less what lived before; of JAX, which runs no operations of PyTorch's, the temporaries of the compiled program as
 XLA plans them. Errors are shares of the gradient's norm: "own" against the exact gradient of the same library's numbers,
 "true" against the gradient of the equation, both in float64. Parts that are named are run, and their results put beside
@@ -45,12 +46,14 @@ class Found:
 
     Attributes:
         milliseconds: forward and backward.
+        ratio: the same as a multiple of full backpropagation.
         kilobytes: peak memory, or None where nothing tells.
         own, true: errors, or None where there is nothing exact to compare with.
         evaluations: of `f`, forward and backward, where they are counted.
     """
 
     milliseconds: float
+    ratio: float
     kilobytes: float | None
     own: float | None
     true: float | None
@@ -120,6 +123,9 @@ def strategies(steps: int | None) -> dict[str, Any]:
         "reversible": "reversible",
         "continuous": "continuous",
     }
+
+
+COUPLED_TAPE = "autograd of Reversible(method)"  # what "reversible" is the gradient of
 
 
 def torchdiffeq(problem: Problem, adjoint: bool) -> Candidate:
@@ -234,18 +240,23 @@ def memory(candidate: Candidate) -> float:
     return peak_memory(candidate.run) / 1e3
 
 
-def median_times(candidates: dict[str, Candidate], rounds: int) -> dict[str, float]:
-    """Median milliseconds, the candidates in turn so that a slow spell meets all alike."""
+def rounds_of(candidates: dict[str, Candidate], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each round, the candidates in turn so that a slow spell meets all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for candidate in candidates.values():
         candidate.run()
     for _ in range(rounds):
         for name, candidate in candidates.items():
             gc.collect()
-            start = time.perf_counter()
+            start = time.process_time()
             candidate.run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+            seconds[name].append(time.process_time() - start)
+    return {name: [1e3 * value for value in values] for name, values in seconds.items()}
+
+
+def ratio(mine: list[float], base: list[float]) -> float:
+    """The median of the ratios within a round."""
+    return statistics.median(a / b for a, b in zip(mine, base, strict=True))
 
 
 def exact(problem: Problem, **changes: Any) -> Tensor:
@@ -258,7 +269,7 @@ def exact(problem: Problem, **changes: Any) -> Tensor:
 def own(name: str, problem: Problem) -> Tensor | None:
     """The exact gradient of a library's own numbers in float64, where it can be had."""
     fine = replace(problem, field=copy.deepcopy(problem.field).double(), y0=problem.y0.double())
-    if name == "reversible":
+    if name in ("reversible", COUPLED_TAPE):
         candidate = ours(fine, "autograd", method=neurode.Reversible(problem.method))
     elif name.startswith("torchdiffeq"):
         candidate = torchdiffeq(fine, False)
@@ -275,23 +286,25 @@ def table(title: str, problem: Problem, candidates: dict[str, Candidate], rounds
     """Measure all, and print."""
     print(f"\n{title}", flush=True)
     truth = exact(problem, steps=None, method="dopri5", tolerance=1e-10, per_sample=False)
-    times = median_times(candidates, rounds)
+    times = rounds_of(candidates, rounds)
     found = {}
     for name, candidate in candidates.items():
         gradient, reference = candidate.read(candidate.run())[0], own(name, problem)
         off = None if reference is None else contest.relative(gradient, reference)
         found[name] = Found(
-            times[name], memory(candidate), off, contest.relative(gradient, truth), _evaluations(candidate)
-        )
-    base = found["autograd"].milliseconds
+            statistics.median(times[name]), ratio(times[name], times["autograd"]), memory(candidate), off,
+            contest.relative(gradient, truth), _evaluations(candidate),
+        )  # fmt: skip
     print(f"  {'':34s} {'ms':>8s} {'ratio':>6s} {'peak KB':>9s} {'off: own':>9s} {'true':>9s} {'evaluations':>12s}")
     for name, row in found.items():
         off = float("nan") if row.own is None else row.own
         print(
-            f"  {name:34s} {row.milliseconds:8.1f} {row.milliseconds / base:6.2f} {row.kilobytes:9.0f} {off:9.1e}"
+            f"  {name:34s} {row.milliseconds:8.1f} {row.ratio:6.2f} {row.kilobytes:9.0f} {off:9.1e}"
             f" {row.true:9.1e} {row.evaluations or '':>12}",
             flush=True,
         )
+    tape = ratio(times["reversible"], times[COUPLED_TAPE])
+    print(f"  reversible takes {tape:.2f} times the backpropagation of its own scheme", flush=True)
     return found
 
 
@@ -305,22 +318,18 @@ def _evaluations(candidate: Candidate) -> int | None:
 def sweep(problem: Problem, with_peers: bool, steps: tuple[int, ...]) -> dict[str, list[float]]:
     """Peak kilobytes against the number of steps."""
     print(f"\npeak memory in KB, RK4, steps {', '.join(map(str, steps))}")
+    kinds = {**strategies(256), "reversible": "reversible"}
+    kinds.pop("discrete, one stage alive")
+    made: dict[str, Callable[[int], Candidate]] = {
+        name: (lambda n, g=gradient: ours(replace(problem, steps=n), g)) for name, gradient in kinds.items()
+    }
+    for name in ("torchdiffeq adjoint", "diffrax, default checkpoints") if with_peers else ():
+        if name in others(problem):
+            made[name] = lambda n, name=name: others(replace(problem, steps=n))[name]()
     rows: dict[str, list[float]] = {}
-    for n in steps:
-        at = replace(problem, steps=n)
-        kinds = {**strategies(256), "reversible": "reversible"}
-        kinds.pop("discrete, one stage alive")
-        made: dict[str, Callable[[], Candidate]] = {
-            name: (lambda at=at, g=gradient: ours(at, g)) for name, gradient in kinds.items()
-        }
-        if with_peers:
-            made |= {
-                k: v for k, v in others(at).items() if k in ("torchdiffeq adjoint", "diffrax, default checkpoints")
-            }
-        for name, make in made.items():
-            rows.setdefault(name, []).append(memory(make()))
-    for name, values in rows.items():
-        print(f"  {name:34s} " + " ".join(f"{value:9.0f}" for value in values), flush=True)
+    for name, make in made.items():
+        rows[name] = [memory(make(n)) for n in steps]
+        print(f"  {name:34s} " + " ".join(f"{value:9.0f}" for value in rows[name]), flush=True)
     return rows
 
 
@@ -336,8 +345,30 @@ def timed(part: str, problem: Problem, with_peers: bool, rounds: int) -> dict[st
         problem = replace(problem, steps=None, method="dopri5", tolerance=TOLERANCE, per_sample=True)
         kinds = strategies(None)
     candidates = {name: ours(problem, gradient) for name, gradient in kinds.items()}
+    candidates[COUPLED_TAPE] = ours(problem, "autograd", method=neurode.Reversible(problem.method))
     candidates |= {name: make() for name, make in others(problem).items()} if with_peers else {}
     return {name: asdict(row) for name, row in table(title, problem, candidates, rounds).items()}
+
+
+def markdown(results: dict[str, Any]) -> None:
+    """Print the tables as `docs/gradients.md` has them."""
+    for part in ("fixed", "adaptive"):
+        if part in results:
+            print("\n| | time | ratio | peak memory | off |\n| --- | --- | --- | --- | --- |")
+        for name, row in results.get(part, {}).items():
+            off = row["true"] if row["own"] is None else row["own"]
+            cells = (
+                f"{row['milliseconds']:,.0f} ms",
+                f"{row['ratio']:.2f}",
+                f"{row['kilobytes']:,.0f} KB",
+                f"{off:.0e}",
+            )
+            print(f"| {name} | {' | '.join(cells)} |")
+    if "memory" in results:
+        print(f"\n| steps | {' | '.join(f'{n:,}' for n in results['memory']['steps'])} |")
+        print("| --- " * (1 + len(results["memory"]["steps"])) + "|")
+        for name, values in results["memory"]["rows"].items():
+            print(f"| {name} | {' | '.join(f'{value:,.0f}' for value in values)} |")
 
 
 def _kept(path: pathlib.Path | None) -> Problem | None:
@@ -365,7 +396,7 @@ def main() -> None:
     torch.set_num_threads(1)
     contest.one_core()
     peers.setup_jax()
-    rounds, steps = (2, (20, 40)) if asked.small else (5, SWEEP)
+    rounds, steps = (2, (20, 40)) if asked.small else (7, SWEEP)
     problem = _kept(asked.field) or trained(iterations=10 if asked.small else 2000)
     if asked.field:
         torch.save((problem.y0, problem.field.state_dict()), asked.field)  # pyrefly: ignore[missing-attribute]
@@ -377,6 +408,7 @@ def main() -> None:
             results[part] = {"steps": steps, "rows": sweep(problem, asked.peers, steps)}
         if asked.out:
             asked.out.write_text(json.dumps(results, indent=1))
+    markdown(results)
     if asked.plots:
         import gradients_plots
 

@@ -16,6 +16,7 @@ LOOK = {
     "discrete, one stage alive": (SKY, "P"),
     "checkpoints": (GREEN, "D"),
     "reversible": (PURPLE, "^"),
+    "autograd of Reversible(method)": (PURPLE, "o"),
     "continuous": (RED, "v"),
     "torchdiffeq backpropagation": (GREY, "o"),
     "torchdiffeq adjoint": (GREY, "v"),
