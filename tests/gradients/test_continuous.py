@@ -180,5 +180,43 @@ def test_what_a_problem_rules_out():
         solve(Continuous(method="explicit_adams"), method="rk4", steps=3)
     with pytest.raises(neurode.InputError, match="no grid to go back on"):
         solve(Continuous(method="rk4"), method="dopri5")
-    with pytest.raises(neurode.GradientError, match=r"does not go through events.*gradient='autograd'"):
-        solve("continuous", method="dopri5", events=[neurode.Event(lambda t, y: y[:, 0] - 0.5, terminal=True)])
+    with pytest.raises(neurode.GradientError, match=r"does not go through dense=True.*gradient='autograd'"):
+        solve("continuous", method="dopri5", dense=True)
+
+
+def falls(gradient, batch_dim):
+    """A ball that bounces twice and is stopped at the third touch: the time of each touch moves with everything before it."""
+    gravity, loss = torch.tensor(9.81, requires_grad=True), torch.tensor(0.7, requires_grad=True)
+    y0 = torch.tensor([[1.0, 0.3], [2.0, -0.2]], requires_grad=True)
+    fall = lambda t, y, g, loss: torch.stack([y[..., 1], -g.expand(y.shape[:-1])], -1)
+    touch = neurode.Event(
+        lambda t, y, g, loss: y[..., 0], direction=-1, terminal=3,
+        apply=lambda t, y, g, loss: torch.stack([-0.0 * y[..., 0], -loss * y[..., 1]], -1),
+    )  # fmt: skip
+    start = y0 if batch_dim == 0 else y0[0]
+    sol = neurode.solve(
+        fall, start, (0.0, 9.0), args=(gravity, loss), events=[touch], batch_dim=batch_dim, method="dopri5", rtol=1e-9,
+        atol=1e-9, gradient=gradient, t_eval=[0.1, 0.6, 1.0],
+    )  # fmt: skip
+    return sol, (gravity, loss, y0)
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0])
+@pytest.mark.parametrize("form", FORMS)
+def test_over_bounces_to_a_closed_form(form, batch_dim):
+    """Between touches a ball flies for 2 v / g, and each touch takes a share of its speed."""
+    sol, leaves = falls(FORMS[form], batch_dim)
+    found = torch.autograd.grad(sol.t1.sum(), leaves, retain_graph=True)
+    gravity, loss, y0 = leaves
+    height, speed = (y0 if batch_dim == 0 else y0[:1]).unbind(-1)
+    down = torch.sqrt(speed.square() + 2 * gravity * height)
+    end = (speed + down) / gravity + 2 * down * (loss + loss.square()) / gravity
+    torch.testing.assert_close(sol.t1.reshape(-1), end, rtol=1e-9, atol=1e-9)
+    for a, b in zip(found, torch.autograd.grad(end.sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+    record = sol.events[0]
+    total = sol.ys.nansum() + record.t.square().nansum() + record.y[..., 1].nansum()
+    exact, at = falls("autograd", batch_dim)
+    other = exact.ys.nansum() + exact.events[0].t.square().nansum() + exact.events[0].y[..., 1].nansum()
+    for a, b in zip(torch.autograd.grad(total, leaves), torch.autograd.grad(other, at), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

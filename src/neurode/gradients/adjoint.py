@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -20,10 +20,15 @@ from neurode._solution import RowStatus, Stats
 from neurode._state import Layout, number, real_dtype
 from neurode.control import standins
 from neurode.gradients.inputs import Inputs, Replayed, refuse_unlisted
+from neurode.gradients.jumps import Stop
 from neurode.gradients.pull import pull
+from neurode.gradients.stages import add
+from neurode.output.events import Events
 from neurode.output.interpolant import coefficients, evaluate, fractions, horner, weights
-from neurode.stepping import Step, stepper
+from neurode.stepping import Interval, Piece, Step, stepper
 from neurode.stepping.step import increment
+
+LINE = ((1.0,),)  # the powers of an interpolant that is a straight line
 
 
 class JointPath:
@@ -33,12 +38,17 @@ class JointPath:
         self.pieces, self.dtype = pieces.pieces, real_dtype(problem.y0.dtype)
         self.sign = 1.0 if number(problem.t1) >= number(problem.t0) else -1.0
         self.keys = [self.sign * t for t in pieces.ends]
+        self.first, self.last = 0, len(self.pieces) - 1
+
+    def within(self, low: float, high: float) -> None:
+        """Be asked between two times from now on, the earlier of them first; at an event on the side that lies between."""
+        self.last = min(bisect.bisect_left(self.keys, self.sign * high), len(self.pieces) - 1)
+        self.first = min(bisect.bisect_right(self.keys, self.sign * low), self.last)
 
     def __call__(self, t: Tensor, rows: Tensor | None) -> Tensor:
         """The state at time `t`."""
         at = float(t)
-        index = min(bisect.bisect_left(self.keys, self.sign * at), len(self.pieces) - 1)
-        piece = self.pieces[index]
+        piece = self.pieces[max(self.first, min(bisect.bisect_left(self.keys, self.sign * at), self.last))]
         return evaluate(piece, fractions(piece, [at], self.dtype))[0]
 
 
@@ -55,14 +65,22 @@ class RowPath:
         self.polynomials = coefficients(parts).view(len(parts), -1, *y0.shape)
         self.sign = torch.where(spread(problem.t1) >= spread(problem.t0), 1.0, -1.0).to(dtype)
         self.ends = (torch.stack([spread(end) for end in pieces.ends]) * self.sign).T.contiguous()
-        self.last = len(parts) - 1
+        self.first: Tensor = torch.zeros(rows, 1, dtype=torch.int64, device=y0.device)
+        self.last = torch.full_like(self.first, len(parts) - 1)
+
+    def within(self, low: Tensor, high: Tensor) -> None:
+        """See `JointPath.within`."""
+        low, high = ((t * self.sign).unsqueeze(1) for t in (low, high))
+        self.last = torch.searchsorted(self.ends, high).clamp_max(self.ends.shape[1] - 1)
+        self.first = torch.minimum(torch.searchsorted(self.ends, low, right=True), self.last)
 
     def __call__(self, t: Tensor, rows: Tensor | None) -> Tensor:
         """The states of `rows` (all where it is None) at their times `t`."""
         every = torch.arange(len(self.ends), device=t.device)
         rows = every if rows is None else rows
         t = t.to(self.ends.dtype)
-        which = torch.searchsorted(self.ends[rows], (t * self.sign[rows]).unsqueeze(1)).squeeze(1).clamp_max(self.last)
+        which = torch.searchsorted(self.ends[rows], (t * self.sign[rows]).unsqueeze(1))
+        which = torch.maximum(self.first[rows], torch.minimum(which, self.last[rows])).squeeze(1)
         t0, t1 = self.t0[which, rows], self.t1[which, rows]
         h = (t1 - t0).to(real_dtype(self.y0.dtype))
         x = ((t - t0) / torch.where(t1 == t0, 1.0, t1 - t0)).to(h.dtype)
@@ -140,6 +158,7 @@ class Sweep:
         values: the same tensors as autograd has kept them.
         path: the forward solution where it is not solved backward.
         gone: `(rows,)`, True for rows that failed; or None.
+        events: of the problem, to be found again; None where it has none.
 
     Attributes:
         a: the adjoint at the time reached.
@@ -148,9 +167,11 @@ class Sweep:
     """
 
     def __init__(
-        self, problem: Problem, settings: Any, method: Any, inputs: Inputs, values: list[Tensor], path: Any, gone: Any
-    ) -> None:
+        self, problem: Problem, settings: Any, method: Any, inputs: Inputs, values: list[Tensor], path: Any, gone: Any,
+        events: Events | None = None,
+    ) -> None:  # fmt: skip
         self.problem, self.settings, self.method, self.path, self.gone = problem, settings, method, path, gone
+        self.events = events
         self.apart = apart(problem, method)
         self.replayed = Replayed(problem.field, inputs, values, gone)
         self.inputs = self.replayed.wanted
@@ -162,36 +183,116 @@ class Sweep:
         self.layout = Layout(None, (torch.Size([width]),), y0.dtype, y0.device, self.apart)
         self.a = torch.zeros_like(y0.detach())
         self.theta = torch.zeros(self.extra, dtype=y0.dtype, device=y0.device)
-        self.sums = [torch.zeros_like(x) for x in self.inputs]
+        self.sums, self.jumps = ([torch.zeros_like(x) for x in self.inputs] for _ in range(2))  # integrals; at events
         self.rows = torch.arange(len(y0) if self.apart else 0, device=y0.device)
         self.stats = Stats(gradient="continuous", engine="eager")
         self.calls_before = self.replayed.field.num_calls
 
     # ---- from the end to the start
 
-    def run(self, y0: Tensor, y1: Tensor, ys: Tensor, grad_y1: Tensor, grad_ys: Tensor, times_wanted: bool) -> Any:
-        """Solve from the end to the start, adding each output's gradient when its time is reached."""
-        outputs = self._outputs()
-        t, y = self._time(self.problem.t1), self.played(y1)
-        self.a = self.a + self.played(grad_y1, 0.0)
-        grad_times = []
-        for i in range(len(outputs) - 1, -1, -1):
-            self._segment(t, outputs[i], y)
-            t, y, grad = outputs[i], self.played(ys[i]), self.played(grad_ys[i], 0.0)
-            if times_wanted:
-                grad_times.append(self.time_gradient(t, y, grad))
-            self.a = self.a + grad
-        self._segment(t, self._time(self.problem.t0), y)
-        return torch.stack(grad_times[::-1]) if times_wanted and grad_times else None
+    def run(self, stops: Iterable[Stop], end: Any, values: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Tensor:
+        """Solve from the end to the start; at outputs and events the adjoint jumps.
 
-    def _outputs(self) -> Any:
-        t_eval = self.problem.t_eval
-        if t_eval is None:
-            return []
-        t_eval = t_eval.detach()
+        Args:
+            stops: where, from the last to the first.
+            end: where the solve stopped.
+            values: y1, ys, and of events times and states, by name.
+            grads: what came to them.
+
+        Returns:
+            The gradient of the output times: `(time,)`, or `(time, rows)` where rows go back apart.
+        """
+        t, y = self._time(end), self.played(values["y1"])
+        self.a = self.a + self.played(grads["y1"], 0.0)
+        ys = values.get("ys", y.new_empty(0))
+        lanes = self.rows.shape if self.apart else ()
+        grad_times = torch.zeros(len(ys), *lanes, dtype=time_dtype(y.device), device=y.device)
+        for stop in stops:
+            target = torch.where(stop.here, stop.t, t) if self.apart else float(stop.t)
+            self._segment(t, target, y)
+            t = target
+            if bool((stop.output >= 0).any()):
+                y = self._output(t, stop.output, y, ys, grads["ys"], grad_times)
+            if stop.marks:
+                y = self._event(t, stop, y, values, grads)
+        self._segment(t, self._time(self.problem.t0), y)
+        return grad_times
+
+    def _output(self, t: Any, output: Tensor, y: Tensor, ys: Tensor, grad_ys: Tensor, grad_times: Tensor) -> Tensor:
+        """Add the gradient of an output; returns the state there."""
         if not self.apart:
-            return t_eval.tolist()
-        return list(t_eval.unsqueeze(1).expand(-1, len(self.a)) if t_eval.ndim == 1 else t_eval)
+            i = int(output)
+            y, grad = self.played(ys[i]), self.played(grad_ys[i], 0.0)
+            grad_times[i] = self.time_gradient(t, y, grad)
+        else:
+            mine, i = output >= 0, output.clamp_min(0)
+            rows = self.rows
+            y = torch.where(mine.unsqueeze(1), ys[i, rows], y)
+            grad = torch.where(mine.unsqueeze(1), grad_ys[i, rows], 0.0)
+            grad_times[i[mine], rows[mine]] = self.time_gradient(t, y, grad)[mine]
+        self.a = self.a + grad
+        return y
+
+    def _event(self, t: Any, stop: Stop, y: Tensor, values: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Tensor:
+        """Let the adjoint jump over the events of one time; returns the states before them.
+
+        Near an event the solution is `y + (t - t_event) f`, which is all that first derivatives see. On it the events are found
+        again as in any step, so that the implicit function theorem, `apply`, and the order of events at one time stand in one
+        place (`Events.again`). What the time of an event moves behind it is the start of the next stretch.
+        """
+        assert self.events is not None
+        before = self._before(stop, y, values)
+        self._take(None)
+        field = self.replayed.field
+        clock = torch.as_tensor(t, dtype=field.time_dtype, device=y.device)
+        with torch.no_grad():
+            slope = field(clock, before)
+        end = t + stop.length if self.apart else t + float(stop.length)
+        with torch.enable_grad():
+            start = before.detach().requires_grad_()
+            piece = Piece(Interval(t, end, field.time_dtype), start, start, [slope], LINE)
+            self.events.lanes.field = field
+            found, catch = self.events.again(piece, stop.marks)
+            pairs = []
+            for mark, (when, where) in zip(stop.marks, found, strict=True):
+                place = (mark.kept, mark.rows) if self.apart else (mark.kept,)
+                pairs.append((when[mark.lanes], grads["event t", mark.event][place]))
+                state = where[mark.lanes] if self.apart else where.unsqueeze(0)
+                pairs.append((state, grads["event y", mark.event][place]))
+        a = self.a
+        if catch is not None:
+            caught = catch.lanes.unsqueeze(1) if self.apart else catch.lanes.reshape(())
+            pairs.append((catch.after, torch.where(caught, a, 0.0)))
+            pairs.append((catch.t, -self._behind(t, stop, catch, before, torch.where(caught, a, 0.0))))
+            a = torch.where(caught, 0.0, a)
+        pairs = [(value, grad) for value, grad in pairs if value.requires_grad]
+        if pairs:
+            seen, cotangents = zip(*pairs, strict=True)
+            refuse_unlisted(seen, self.replayed.listed | {id(start)})
+            into, *rest = pull(seen, cotangents, [start, *self.inputs])
+            a = a if into is None else a + into
+            add(self.jumps, rest)
+        self.a = a
+        return before
+
+    def _before(self, stop: Stop, y: Tensor, values: dict[Any, Tensor]) -> Tensor:
+        """The states before the events of one time: what the first of them found."""
+        for mark in reversed(stop.marks):
+            found = values["event y", mark.event]
+            if not self.apart:
+                y = found[int(mark.kept)]
+            else:
+                y = y.index_copy(0, mark.rows, found[mark.kept, mark.rows])
+        return y
+
+    def _behind(self, t: Any, stop: Stop, catch: Any, before: Tensor, a: Tensor) -> Tensor:
+        """`(lanes,)`, `<a, f>` behind the events: how the start of the next stretch moves its end; 0 where the solve ended."""
+        goes_on = torch.zeros_like(stop.here)
+        for mark in stop.marks:
+            goes_on = torch.where(mark.steered, mark.applied, goes_on)
+        after = torch.where(catch.lanes.unsqueeze(1), catch.after, before) if self.apart else catch.after
+        moved = self.time_gradient(t, after.detach(), a)
+        return torch.where(goes_on, moved, 0.0).to(catch.t.dtype)
 
     def _time(self, t: Any) -> Any:
         """A number, or `(rows,)` where rows go back apart."""
@@ -213,13 +314,15 @@ class Sweep:
             target = torch.where(self.gone, t, target)  # a row that failed has nothing to go back over
         if not bool((t != target).any() if self.apart else t != target):
             return
+        if self.path is not None:
+            self.path.within(target, t)
         field = Field(self._dynamics, self.layout, (per_row(self.rows),) if self.apart else ())
         recorder = None if self.carried or not self.inputs else Quadrature(self, field, self.settings.quadrature)
         parts = [self.a] if self.path is not None else [y, self.a]
         backward = replace(
             self.problem, field=field, layout=self.layout, y0=self._pack(*parts), t0=t, t1=target,
             grid=self._grid(t, target), method=self.method, rtol=self._tolerance("rtol"), atol=self._tolerance("atol"),
-            norm=self._norm, t_eval=None, first_step=None, callbacks=None, recorder=recorder,
+            norm=self._norm, t_eval=None, first_step=None, callbacks=None, recorder=recorder, events=(),
         )  # fmt: skip
         outcome = integrate(backward)
         self._refuse_failure(outcome)
@@ -383,12 +486,10 @@ class Sweep:
 
     def totals(self) -> list[Tensor]:
         """The gradients of the inputs."""
-        if not self.carried:
-            return self.sums
-        parts = self.theta.split([x.numel() for x in self.inputs])
+        parts = self.theta.split([x.numel() for x in self.inputs]) if self.carried else self.sums
         return [
-            (part if x.is_complex() or not part.is_complex() else part.real).reshape(x.shape).to(x.dtype)
-            for part, x in zip(parts, self.inputs, strict=True)
+            (part if x.is_complex() or not part.is_complex() else part.real).reshape(x.shape).to(x.dtype) + jump
+            for part, jump, x in zip(parts, self.jumps, self.inputs, strict=True)
         ]
 
     def report(self, method: str) -> Stats:

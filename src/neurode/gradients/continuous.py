@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from neurode._errors import GradientError, InputError
-from neurode._loop import Outcome, end_time, integrate
+from neurode._loop import Outcome, end_time, integrate, time_dtype
 from neurode._options import choose_method
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
-from neurode._state import number
 from neurode.gradients.adjoint import JointPath, RowPath, Sweep, apart
-from neurode.gradients.inputs import Inputs, autocast_state, find_inputs, tensors_in, uncached_autocast
+from neurode.gradients.discrete import without
+from neurode.gradients.inputs import Inputs, autocast_state, inputs_of, tensors_in, uncached_autocast
+from neurode.gradients.jumps import Happenings, stops
+from neurode.gradients.values import output_times, values_of
+from neurode.output.events import Events
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Continuous:
     the steps it was trained with (`benchmarks/continuous.py`). Ask for it by name; the exact strategies are the defaults.
 
     With `batch_dim=0` and adaptive steps, every row's adjoint takes steps of its own, and the gradients of what rows share
-    are summed over the stages of its accepted steps, for one more evaluation of each.
+    are summed over the stages of its accepted steps, for one more evaluation of each. At an event the adjoint jumps, by the
+    implicit function theorem for its time and by the derivative of `apply`.
 
     Args:
         method: method of the backward solve, an explicit one-step method; None for that of the forward solve. A fixed-step
@@ -70,7 +74,7 @@ class Continuous:
     quadrature: bool = False
 
     name = "continuous"
-    handles: ClassVar = frozenset({"rows"})
+    handles: ClassVar = frozenset({"rows", "events"})
     fused = False  # whether the fused engine gives this gradient
 
     def __post_init__(self) -> None:
@@ -94,19 +98,12 @@ class Continuous:
             return integrate(problem)
         method = self._backward_method(problem)
         if self.params is None:
-            start = problem.t0.detach() if problem.per_row else number(problem.t0)
-            t = torch.as_tensor(start, dtype=problem.field.time_dtype, device=problem.y0.device)
-            inputs = find_inputs(problem.field, t, problem.y0, self.name)
+            inputs = inputs_of(problem, self.name)
         else:
             inputs = Inputs(tensors_in(problem.field.args), [], list(self.params))
         work = _Work(problem, stats, self, method, inputs)
-        y1, ys = _Adjoint.apply(work, problem.y0, problem.t0, problem.t1, problem.t_eval, *inputs.all)
-        end = end_time(problem, work.outcome.status, work.outcome.t1)
-        if problem.t_eval is not None:
-            return replace(work.outcome, y1=y1, ys=ys, ts=problem.t_eval, t1=end)
-        t1 = problem.t1
-        ts = t1.unsqueeze(0) if isinstance(t1, Tensor) and t1.requires_grad else work.outcome.ts
-        return replace(work.outcome, y1=y1, ys=y1.unsqueeze(0), ts=ts, t1=end)
+        found = _Adjoint.apply(work, problem.y0, problem.t0, problem.t1, problem.t_eval, *inputs.all)
+        return work.attach(dict(zip(work.names, found, strict=True)))
 
     def _backward_method(self, problem: Problem) -> Any:
         """The numbers of the backward solve's method."""
@@ -140,26 +137,40 @@ class _Work:
         self.outcome: Any = None
         self.path: Any = None
         self.gone: Tensor | None = None
+        self.names: list[Any] = []
+        self.happenings = Happenings() if problem.events else None
 
-    def forward(self, y0: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, y0: Tensor) -> tuple[Tensor, ...]:
         """Solve without a tape."""
         problem = self.problem
         times = {name: _still(getattr(problem, name)) for name in ("t0", "t1", "grid", "t_eval")}
-        plain = replace(problem, y0=y0, dense=self.settings.interpolate, **times)
+        plain = replace(problem, y0=y0, dense=self.settings.interpolate, recorder=self.happenings, **times)
         with uncached_autocast(self.autocast):
             outcome = integrate(plain)
         if outcome.pieces is not None and outcome.pieces.pieces:
             kind = RowPath if apart(problem, self.method) else JointPath
             self.path = kind(plain, outcome.pieces)
-        y1, ys = outcome.y1, outcome.ys if problem.t_eval is not None else outcome.y1.new_empty(0)
         if isinstance(outcome.status, Tensor):
             failed = outcome.status > Status.TERMINATED.code
             self.gone = failed if bool(failed.any()) else None
-            if self.gone is not None and problem.t_eval is not None:
-                ys = torch.where(self.gone[:, None], torch.nan, ys)
+            outcome = outcome if self.gone is None else _hide(outcome, self.gone)
+        values, _ = values_of(problem, outcome, None, y0, None)
+        self.names = list(values)
         nothing: Any = None  # the outputs belong to autograd from here on
         self.outcome = replace(outcome, y1=nothing, ys=nothing, pieces=None)
-        return y1.clone() if y1 is y0 else y1, ys.clone() if ys._base is y0 else ys
+        return tuple(values.values())
+
+    def attach(self, values: dict[Any, Tensor]) -> Outcome:
+        """The outcome of the forward pass with the values that autograd knows."""
+        problem, outcome, y1 = self.problem, self.outcome, values["y1"]
+        times = [values["event t", i] for i in range(len(outcome.events))]
+        reached = outcome.t1 if self.happenings is None else self.happenings.reached(outcome.t1, times)
+        reached = reached if self.gone is None else torch.where(self.gone, outcome.t1, reached)
+        end = end_time(problem, outcome.status, reached)
+        events = tuple(replace(e, t=times[i], y=values["event y", i]) for i, e in enumerate(outcome.events))
+        self.outcome = replace(outcome, events=())
+        ys, ts = values.get("ys", y1.unsqueeze(0)), output_times(problem, outcome, end)
+        return replace(outcome, y1=y1, ys=ys, ts=ts, t1=end, events=events)
 
     @property
     def lost(self) -> bool:
@@ -167,6 +178,28 @@ class _Work:
         if self.gone is not None:
             return bool(self.gone.all())
         return not isinstance(self.outcome.status, Tensor) and self.outcome.status.failed
+
+    def events(self) -> Events | None:
+        """The events of the problem, to be found again."""
+        problem = self.problem
+        if not problem.events:
+            return None
+        start = torch.as_tensor(problem.t0, dtype=time_dtype(problem.y0.device), device=problem.y0.device)
+        start = start.detach().reshape(-1)
+        return Events(problem, start, torch.ones_like(start))
+
+    def at_t1(self, grad: Tensor) -> Tensor:
+        """The gradient of t1, which has none where an event ended the solve."""
+        status = self.outcome.status
+        ended = status == Status.TERMINATED.code if isinstance(status, Tensor) else status is Status.TERMINATED
+        return torch.where(ended, 0.0, grad) if isinstance(ended, Tensor) else grad * (not ended)
+
+
+def _hide(outcome: Outcome, failed: Tensor) -> Outcome:
+    """An outcome without the outputs of rows that failed, and without the events of those that became NaN."""
+    outcome = replace(outcome, ys=torch.where(failed[:, None], torch.nan, outcome.ys))
+    gone = outcome.status == Status.NON_FINITE.code
+    return without(outcome, gone) if bool(gone.any()) else outcome
 
 
 def _still(t: Any) -> Any:
@@ -184,10 +217,10 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, work: _Work, y0: Tensor, t0: Any, t1: Any, t_eval: Any, *inputs: Tensor) -> Any:
-        y1, ys = work.forward(y0)
+        values = work.forward(y0)
         ctx.work = work
-        ctx.save_for_backward(y1, ys, y0, *inputs)
-        return y1, ys
+        ctx.save_for_backward(*values, y0, *inputs)
+        return values
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor) -> Any:
@@ -202,26 +235,30 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def sweep(ctx: Any, *grads_out: Tensor) -> Any:
         """The backward pass, in the autocast of the forward one."""
-        grad_y1, grad_ys = grads_out
-        y1, ys, y0, *inputs = ctx.saved_tensors
         work, wanted, problem = ctx.work, ctx.needs_input_grad, ctx.work.problem
-        gone = None if work.lost else work.gone
-        sweep = Sweep(problem, work.settings, work.method, work.inputs, inputs, work.path, gone)
+        names = work.names
+        saved = ctx.saved_tensors
+        (y0, *inputs), gone = saved[len(names) :], None if work.lost else work.gone
+        values, grads = (dict(zip(names, tensors, strict=False)) for tensors in (saved, grads_out))
+        sweep = Sweep(problem, work.settings, work.method, work.inputs, inputs, work.path, gone, work.events())
         grad_t0 = grad_t1 = grad_times = None
         if not work.lost:
             with sweep.replayed.outer():
-                start, end = sweep._time(problem.t0), sweep._time(problem.t1)
+                reached = work.outcome.t1 if problem.events else problem.t1
+                start, end = sweep._time(problem.t0), sweep._time(reached)
                 if wanted[3]:
-                    grad_t1 = sweep.time_gradient(end, sweep.played(y1), sweep.played(grad_y1, 0.0))
-                grad_times = sweep.run(y0, y1, ys, grad_y1, grad_ys, wanted[4])
-                grad_t0 = (
-                    -sweep.time_gradient(start, sweep.played(y0), sweep.played(sweep.a, 0.0)) if wanted[2] else None
-                )
+                    y1, grad_y1 = sweep.played(values["y1"]), sweep.played(grads["y1"], 0.0)
+                    grad_t1 = work.at_t1(sweep.time_gradient(end, y1, grad_y1))
+                times = [values["event t", i] for i in range(len(problem.events))]
+                back = stops(problem, reached, work.happenings, times, sweep.apart, gone)
+                grad_times = sweep.run(back, reached, values, grads)
+                if wanted[2]:
+                    grad_t0 = -sweep.time_gradient(start, sweep.played(y0), sweep.played(sweep.a, 0.0))
         work.stats.backward = sweep.report(work.method.name)
         grads = [g if need else None for g, need in zip(sweep.totals(), wanted[5:], strict=True)]
         times = [
             _like(grad, getattr(problem, name))
-            for name, grad in (("t0", grad_t0), ("t1", grad_t1), ("t_eval", grad_times))
+            for name, grad in (("t0", grad_t0), ("t1", grad_t1), ("t_eval", grad_times if wanted[4] else None))
         ]
         return None, sweep.played(sweep.a, 0.0) if wanted[1] else None, *times, *grads
 

@@ -111,7 +111,7 @@ class _Work:
         if problem.layout.batched:
             gone = outcome.status == Status.NON_FINITE.code
             self.gone = gone if bool(gone.any()) else None
-            outcome = outcome if self.gone is None else _without(outcome, gone)
+            outcome = outcome if self.gone is None else without(outcome, gone)
         values, self.parts = values_of(problem, outcome, self.record, y0, self.gone)
         self.names = list(values)
         nothing: Any = None  # the states belong to autograd from here on
@@ -193,7 +193,7 @@ class _Work:
         self.stats.backward = stats
 
 
-def _without(outcome: Outcome, gone: Tensor) -> Outcome:
+def without(outcome: Outcome, gone: Tensor) -> Outcome:
     """An outcome without what rows did before they became NaN, as `control.standins` leaves it."""
     events = tuple(standins._masked(record, gone) for record in outcome.events)
     return replace(outcome, ys=torch.where(gone[:, None], torch.nan, outcome.ys), events=events)
