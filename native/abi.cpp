@@ -120,6 +120,20 @@ int64_t nd_backward(void* program, nd_solve* s) {
     return guarded(*s, [&](neurode::Watch& watch) { engine_of(p).backward(p, *s, watch); });
 }
 void nd_trace_free(void* program, void* trace) { engine_of(*static_cast<Program*>(program)).free_trace(trace); }
+void nd_gather(const void* const* from, const int64_t* bytes, int64_t n, void* to) {
+    char* out = static_cast<char*>(to);
+    for (int64_t i = 0; i < n; out += bytes[i++]) std::memcpy(out, from[i], size_t(bytes[i]));
+}
+int64_t nd_ordered(const double* times, int64_t n, double t0, double t1) {
+    const double sign = t1 >= t0 ? 1.0 : -1.0;
+    double last = sign * t0;
+    for (int64_t i = 0; i < n; ++i) {
+        const double t = sign * times[i];
+        if (!(t >= last)) return 0;
+        last = t;
+    }
+    return last <= sign * t1;
+}
 void nd_micro(int64_t dtype, int64_t op, void* out, const void* a, const void* b, const void* c, int64_t n) {
     chosen().engine(int(dtype))->micro(int(op), out, a, b, c, n);
 }

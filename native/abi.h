@@ -9,7 +9,7 @@
 #define NEURODE_EXPORT __attribute__((visibility("default")))
 #endif
 
-#define NEURODE_ABI 4
+#define NEURODE_ABI 5
 
 enum { ND_SUCCESS = 0, ND_MAX_STEPS = 2, ND_UNDERFLOW = 3, ND_NON_FINITE = 4 }; /* Status.code of _solution.py */
 
@@ -96,6 +96,10 @@ NEURODE_EXPORT int64_t nd_vjp(void* program, const void* u, int64_t rows, const 
 NEURODE_EXPORT int64_t nd_forward(void* program, nd_solve* s);
 NEURODE_EXPORT int64_t nd_backward(void* program, nd_solve* s);
 NEURODE_EXPORT void nd_trace_free(void* program, void* trace);
+/* One array of several, `bytes` of each, without a look at what they hold. */
+NEURODE_EXPORT void nd_gather(const void* const* from, const int64_t* bytes, int64_t n, void* to);
+/* Whether n times run from t0 to t1 in order, none outside and none NaN. */
+NEURODE_EXPORT int64_t nd_ordered(const double* times, int64_t n, double t0, double t1);
 /* For tests: one pointwise operation over n numbers (aligned to 64 bytes, n a multiple of 64). */
 NEURODE_EXPORT void nd_micro(int64_t dtype, int64_t op, void* out, const void* a, const void* b, const void* c, int64_t n);
 /* For benchmarks: independent multiply-adds in registers; returns how many floating-point operations that were. */

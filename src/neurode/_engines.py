@@ -88,9 +88,8 @@ def _ahead_of_capture(problem: Problem, engine: str, gradient: Any, strategy: An
 def _fused(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
     from neurode.fused import run as fused
 
-    outcome = fused.solve(problem, stats, tape=gradient == "auto", choose=engine == "auto")
     stats.gradient = "discrete (auto: exact, steps replayed by the fused engine)" if gradient == "auto" else "discrete"
-    return outcome
+    return fused.solve(problem, stats, tape=gradient == "auto", choose=engine == "auto")
 
 
 def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | None = None) -> Explanation:

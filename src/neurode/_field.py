@@ -80,6 +80,12 @@ class Field:
         self._lean = False
         self._time_tail = layout.time_shape if layout.batched else None
 
+    def of(self, f: Callable[..., Any] | None) -> Field:
+        """The same for another function, or for none yet."""
+        made = object.__new__(Field)
+        made.__dict__.update(self.__dict__, f=f, num_calls=0)
+        return made
+
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """Evaluate `f`.
 

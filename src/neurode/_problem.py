@@ -42,6 +42,7 @@ class Problem:
         recorder: what notes accepted steps for a gradient strategy that goes back over them.
         estimates: names of the estimates to sum over the accepted steps, see `output/estimates.py`.
         memory: bytes that may be kept for the backward pass; None where the user did not say.
+        ticket: what a call like the one that this problem was read from will be known by; None where there is no such.
         retape: whether a derivative that a strategy does not give is computed by solving again on PyTorch's tape.
     """
 
@@ -69,11 +70,17 @@ class Problem:
     max_events: int = 1024
     compact: bool | None = None
     callbacks: Any = None
-    options: Any = None
+    ticket: Any = None
     recorder: Any = None
     estimates: tuple[str, ...] = ()
     memory: int | None = None
     retape: bool = False
+
+    def at(self, **values: Any) -> Problem:
+        """The same problem with other values, quickly: they are of the kind of those that they replace."""
+        made = object.__new__(Problem)
+        made.__dict__.update(self.__dict__, **values)
+        return made
 
     @property
     def rows(self) -> int | None:

@@ -72,8 +72,42 @@ class RowStatus:
         return "RowStatus(" + ", ".join(f"{n} x {status.name}" for status, n in seen.items()) + ")"
 
 
+class Later:
+    """What is made when it is first looked at: a solve of microseconds pays for the fields that are read.
+
+    `later` makes an object with some of its fields, and a function that returns a dictionary of all that are missing.
+    """
+
+    @classmethod
+    def later(cls, make: Callable[[], dict[str, Any]], **now: Any) -> Any:
+        """An object with the fields `now`; `make` is called for the others, once."""
+        made = object.__new__(cls)
+        made.__dict__.update(now, _make=make)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            self._finish()
+        if name not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.__dict__[name]
+
+    def _finish(self) -> None:
+        make = self.__dict__.get("_make")
+        if make is not None:
+            with torch.inference_mode(False):
+                found = make()
+            for field_, value in found.items():
+                self.__dict__.setdefault(field_, value)
+            self.__dict__.pop("_make", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._finish()
+        return self.__dict__
+
+
 @dataclass
-class Stats:
+class Stats(Later):
     """Exact counts of the work of one solve.
 
     Attributes:
@@ -87,10 +121,11 @@ class Stats:
         backward: the same counts for the backward pass, once it ran.
     """
 
-    num_calls: int = 0
-    num_evaluations: int | Tensor = 0
-    num_accepted: int | Tensor = 0
-    num_rejected: int | Tensor = 0
+    # Defaults by functions, so that the class has none of its own and a field that is not there yet is looked for.
+    num_calls: int = field(default_factory=int)
+    num_evaluations: int | Tensor = field(default_factory=int)
+    num_accepted: int | Tensor = field(default_factory=int)
+    num_rejected: int | Tensor = field(default_factory=int)
     method: str = ""
     gradient: str = ""
     engine: str = ""
@@ -118,7 +153,7 @@ class EventRecord:
 
 
 @dataclass(frozen=True)
-class Solution:
+class Solution(Later):
     """The solution of an initial value problem.
 
     Attributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
 from neurode._state import Layout, all_finite, is_vmapped, number, read_state, unreadable
 from neurode.control import PID, Callbacks
+from neurode.fused import plan
 from neurode.output.along import along
 from neurode.output.dense import JointDense, RowDense, SharedPieces
 from neurode.output.events import Event
@@ -136,39 +138,105 @@ def solve(
         >>> sol.status
         <Status.SUCCESS: 'reached the end of t_span'>
     """
-    _refuse_unknown(unknown)
-    _refuse_words(f, batch_dim, engine, on_failure, max_steps, args, save)
-    plain = not (dense or save or integrate or has_aux or callbacks or any(map(_given, (events, step_at, jump_at))))
-    if torch.compiler.is_compiling() and plain:
-        options = {
-            "method": method, "steps": steps, "step_size": step_size, "grid": grid, "rtol": rtol, "atol": atol,
-            "batch_dim": batch_dim, "gradient": gradient, "memory": memory, "engine": engine, "controller": controller,
-            "norm": norm, "first_step": first_step, "min_step": min_step, "max_step": max_step, "max_steps": max_steps,
-            "on_failure": on_failure, "compact": compact, "check_tolerance": check_tolerance,
-        }  # fmt: skip
-        if isinstance(t_eval, list | tuple):
-            t_eval = torch.tensor(t_eval, dtype=torch.float64)
-        if _operator.suits(f, y0, t_span, t_eval, args, options):
-            return _operator.solve(f, y0, t_span, t_eval, args, options)
-    layout, state = read_state(y0, batch_dim)
-    fixed = any(value is not None for value in (steps, step_size, grid))
-    chosen, method_note = _options.choose_method(method, fixed, rtol)
-    if chosen.adaptive and is_vmapped(state):
-        raise InputError(
-            f"torch.vmap over a solve with the adaptive method {chosen.name!r}: its steps depend on values. Type"
-            " batch_dim=0 in place of vmap, or take a fixed-step method."
-        )
-    if events and is_vmapped(state):
-        raise InputError("torch.vmap over a solve with events: where they lie depends on values. Type batch_dim=0.")
+    options = (
+        method, steps, step_size, grid, rtol, atol, args, batch_dim, gradient, memory, engine, controller, norm, first_step,
+        min_step, max_step, step_at, jump_at, events, max_events, dense, save, integrate, steer_integrals, estimates, has_aux,
+        max_steps, on_failure, compact, callbacks, check_tolerance,
+    )  # fmt: skip
+    if unknown:
+        _refuse_unknown(unknown)
+    known = None
+    if not torch.compiler.is_compiling():
+        known = plan.ticket(y0, t_span, t_eval, options)
+        if known is not None:
+            found = _again(f, y0, t_span, t_eval, known, on_failure == "nan" and batch_dim == 0)
+            if found is not None:
+                return found
+    return _first(f, y0, t_span, t_eval, dict(zip(OPTIONS, options, strict=True)), known)
+
+
+KEYWORDS = [name for name in inspect.signature(solve).parameters if name != "unknown"]
+OPTIONS = [name for name in KEYWORDS if name not in ("f", "y0", "t_span", "t_eval")]
+
+
+def _again(f: Any, y0: Any, t_span: Any, t_eval: Any, known: Any, failing: bool) -> Solution | None:
+    """The solution of a call like one before, see `fused/plan.py`; None where there is no plan for it."""
+    made = plan.find(f, known)
+    done = None if made is None else made.solve(f, y0, t_span, t_eval, failing)
+    if done is None:
+        return None
+    work, y1, ys = done
+    layout, stats = work.problem.layout, work.stats
+    every = y1.unsqueeze(0) if ys is None else ys
+    rest = partial(_rest, work, y1, ys)
+    return Solution.later(rest, y1=layout.unpack(y1), ys=layout.unpack(every, lead=1), stats=stats)
+
+
+def _rest(work: Any, y1: Tensor, ys: Tensor | None) -> dict[str, Any]:
+    """The fields of a solution that few look at."""
+    return vars(_solution_of(work.problem, work.outcome(y1, ys), work.stats))
+
+
+def _first(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], known: Any) -> Solution:
+    """Read everything, solve, and return what was asked for beside the state."""
+    _refuse_words(f, asked)
+    compiled = _compiled(f, y0, t_span, t_eval, asked) if torch.compiler.is_compiling() else None
+    if compiled is not None:
+        return compiled
+    problem, stats = _problem(f, y0, t_span, t_eval, asked, known)
+    whole, integrals = problem, None
+    if asked["integrate"] is not None:
+        whole, integrals = _integrals.extend(problem, asked["integrate"], asked["steer_integrals"])
+    outcome = _engines.run(whole, asked["engine"], asked["gradient"], stats)
+    solution = _solution_of(whole, outcome, stats)
+    solution = solution if integrals is None else integrals.split(solution)
+    if asked["has_aux"] or asked["save"] is not None:
+        solution = _along(f, solution, problem, asked)
+    if asked["on_failure"] == "raise" and not unreadable(outcome.y1):
+        _raise_failure(solution, problem.grid is not None)
+    return solution
+
+
+def _compiled(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any]) -> Solution | None:
+    """The solve as one operator of a compiled graph; None where the compiler sees through the eager loop instead."""
+    for name in ("dense", "save", "integrate", "has_aux", "callbacks"):
+        if asked[name]:
+            return None
+    if any(map(_given, (asked["events"], asked["step_at"], asked["jump_at"]))):
+        return None
+    options = {name: asked[name] for name in COMPILED}
+    if isinstance(t_eval, list | tuple):
+        t_eval = torch.tensor(t_eval, dtype=torch.float64)
+    if not _operator.suits(f, y0, t_span, t_eval, asked["args"], options):
+        return None
+    return _operator.solve(f, y0, t_span, t_eval, asked["args"], options)
+
+
+COMPILED = (
+    "method", "steps", "step_size", "grid", "rtol", "atol", "batch_dim", "gradient", "memory", "engine", "controller", "norm",
+    "first_step", "min_step", "max_step", "max_steps", "on_failure", "compact", "check_tolerance",
+)  # fmt: skip
+
+
+def _problem(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], known: Any) -> tuple[Problem, Stats]:
+    """The strict problem, and statistics that say how the method was chosen."""
+    layout, state = read_state(y0, asked["batch_dim"])
+    fixed = any(value is not None for value in (asked["steps"], asked["step_size"], asked["grid"]))
+    chosen, method_note = _options.choose_method(asked["method"], fixed, asked["rtol"])
+    _refuse_vmap(state, chosen, asked["events"])
     rows = state.shape[0] if layout.batched else 0
-    t0, t1 = _times.read_span(t_span, layout, rows, per_row=chosen.adaptive or _wide(t_eval) or bool(events))
+    wide = chosen.adaptive or _wide(t_eval) or bool(asked["events"])
+    t0, t1 = _times.read_span(t_span, layout, rows, per_row=wide)
     if any(isinstance(t, Tensor) and is_vmapped(t) for t in (t0, t1)):
-        _refuse_vmapped_span(batch_dim is None and steps is not None and t_eval is None and not dense, chosen, events)
-    _refuse_nan(state, layout, on_failure)
-    field = Field(f, layout, args, has_aux)
+        plain = asked["batch_dim"] is None and asked["steps"] is not None and t_eval is None and not asked["dense"]
+        _refuse_vmapped_span(plain, chosen, asked["events"])
+    _refuse_nan(state, layout, asked["on_failure"])
+    field = Field(f, layout, asked["args"], asked["has_aux"])
     field.check_rows(rows)
-    points = _options.read_grid(chosen, t0, t1, steps, step_size, grid)
-    lowest = torch.finfo(layout.dtype).eps if chosen.adaptive and check_tolerance else 0.0
+    points = _options.read_grid(chosen, t0, t1, asked["steps"], asked["step_size"], asked["grid"])
+    lengths = asked["first_step"], asked["min_step"], asked["max_step"]
+    stops = asked["step_at"], asked["jump_at"]
+    lowest = torch.finfo(layout.dtype).eps if chosen.adaptive and asked["check_tolerance"] else 0.0
     problem = Problem(
         field=field,
         layout=layout,
@@ -177,41 +245,46 @@ def solve(
         t1=t1,
         method=chosen,
         grid=points,
-        rtol=_options.read_tolerance("rtol", rtol, layout, state, lowest),
-        atol=_options.read_tolerance("atol", atol, layout, state, 0.0),
-        norm=_options.read_norm(norm, layout),
-        **_options.read_control(chosen, points, controller, first_step, min_step, max_step, step_at, jump_at),
+        rtol=_options.read_tolerance("rtol", asked["rtol"], layout, state, lowest),
+        atol=_options.read_tolerance("atol", asked["atol"], layout, state, 0.0),
+        norm=_options.read_norm(asked["norm"], layout),
+        **_options.read_control(chosen, points, asked["controller"], *lengths, *stops),
         t_eval=_times.read_t_eval(t_eval, t0, t1, layout, rows),
-        events=_events(events, max_events),
-        max_events=max_events,
-        dense=dense,
-        max_steps=max_steps,
-        compact=compact,
-        callbacks=_callbacks(callbacks, chosen, layout),
-        estimates=_options.read_estimates(estimates, chosen),
-        memory=gradients.read_memory(memory, layout.device),
+        events=_events(asked["events"], asked["max_events"]),
+        max_events=asked["max_events"],
+        dense=asked["dense"],
+        max_steps=asked["max_steps"],
+        compact=asked["compact"],
+        callbacks=_callbacks(asked["callbacks"], chosen, layout),
+        estimates=_options.read_estimates(asked["estimates"], chosen),
+        memory=gradients.read_memory(asked["memory"], layout.device),
+        ticket=known,
     )
-    integrals = None
-    if integrate is not None:
-        problem, integrals = _integrals.extend(problem, integrate, steer_integrals)
-    stats = Stats(method=method_note)
-    outcome = _engines.run(problem, engine, gradient, stats)
-    solution = _solution_of(problem, outcome, stats)
-    solution = solution if integrals is None else integrals.split(solution)
-    if has_aux:
-        start = (layout.unpack(state), t0, layout)
-        evaluate = lambda t, y: _aux(f(t, y, *field.args))
-        solution = replace(solution, aux=along(evaluate, solution.ts, solution.ys, *start))
-        _count_more(stats, len(solution.ts))
-    if save is not None:
-        kept = along(lambda t, y: save(t, y, *field.args), solution.ts, solution.ys, layout.unpack(state), t0, layout)
-        solution = replace(solution, ys=kept)
-    if on_failure == "raise" and not unreadable(outcome.y1):
-        _raise_failure(solution, problem.grid is not None)
-    return solution
+    return problem, Stats(method=method_note)
 
 
-KEYWORDS = [name for name in inspect.signature(solve).parameters if name != "unknown"]
+def _refuse_vmap(state: Tensor, method: Any, events: Any) -> None:
+    if method.adaptive and is_vmapped(state):
+        raise InputError(
+            f"torch.vmap over a solve with the adaptive method {method.name!r}: its steps depend on values. Type"
+            " batch_dim=0 in place of vmap, or take a fixed-step method."
+        )
+    if events and is_vmapped(state):
+        raise InputError("torch.vmap over a solve with events: where they lie depends on values. Type batch_dim=0.")
+
+
+def _along(f: Any, solution: Solution, problem: Problem, asked: dict[str, Any]) -> Solution:
+    """The solution with what `f` and `save` return at its times."""
+    layout, args = problem.layout, problem.field.args
+    start, shaped = (layout.unpack(problem.y0), problem.t0, layout), solution
+    if asked["has_aux"]:
+        evaluate = lambda t, y: f(t, y, *args)[1]
+        shaped = replace(shaped, aux=along(evaluate, solution.ts, solution.ys, *start))
+        _count_more(solution.stats, len(solution.ts))
+    if asked["save"] is not None:
+        kept = along(lambda t, y: asked["save"](t, y, *args), solution.ts, solution.ys, *start)
+        shaped = replace(shaped, ys=kept)
+    return shaped
 
 
 # What other solvers call it, for whom reads the error: SciPy, torchdiffeq, diffrax, and everyday words.
@@ -246,14 +319,15 @@ def check_options(options: dict[str, Any]) -> None:
     _options.refuse_grids(chosen, given)
 
 
-def _refuse_words(f: Any, batch_dim: Any, engine: Any, on_failure: Any, max_steps: Any, args: Any, save: Any) -> None:
+def _refuse_words(f: Any, asked: dict[str, Any]) -> None:
+    batch_dim, max_steps, save, args = asked["batch_dim"], asked["max_steps"], asked["save"], asked["args"]
     if not callable(f):
         raise InputError(f"f is of type {type(f).__name__}; it must be a callable f(t, y) that returns dy/dt.")
     if batch_dim not in (None, 0) or batch_dim is False:
         raise InputError(f"batch_dim={batch_dim!r}; it must be None (one system) or 0 (each row a system).")
-    _engines.check(engine)
-    if on_failure not in ("raise", "nan"):
-        raise InputError(f"on_failure={on_failure!r}; it must be 'raise' or 'nan'.")
+    _engines.check(asked["engine"])
+    if asked["on_failure"] not in ("raise", "nan"):
+        raise InputError(f"on_failure={asked['on_failure']!r}; it must be 'raise' or 'nan'.")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise InputError(f"max_steps={max_steps!r}; it must be a whole number of at least 1.")
     if save is not None and not callable(save):
@@ -316,10 +390,6 @@ def _refuse_nan(y0: Tensor, layout: Layout, on_failure: str) -> None:
 def _some(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:8]))
     return f"{shown}, ... ({len(numbers)} in all)" if len(numbers) > 8 else shown
-
-
-def _aux(out: tuple[Any, Any]) -> Any:
-    return out[1]
 
 
 def _count_more(stats: Stats, calls: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,10 +16,15 @@ from neurode.stepping import Interval, Step, places
 
 
 class FloatGrid(list[float]):
-    """A grid of plain floats, not to be changed: the same one serves all solves on the same span."""
+    """A grid of plain floats, not to be changed: the same one serves all solves on the same span.
 
-    def __init__(self, points: Iterable[float]) -> None:
+    Attributes:
+        over: `over(t0, t1)` makes the grid of the same rule for another span.
+    """
+
+    def __init__(self, points: Iterable[float], over: Callable[[float, float], FloatGrid]) -> None:
         super().__init__(points)
+        self.over = over
         self.kept: dict[Any, tuple[Stamps, list[Interval]]] = {}
 
     @cached_property
@@ -63,7 +68,8 @@ def grid_of_steps(t0: Any, t1: Any, steps: int) -> Any:
 
 @lru_cache(maxsize=8)
 def _floats_of_steps(t0: float, t1: float, steps: int) -> FloatGrid:
-    return FloatGrid([t0 + (t1 - t0) * k / steps for k in range(steps)] + [t1])
+    points = [t0 + (t1 - t0) * k / steps for k in range(steps)]
+    return FloatGrid([*points, t1], partial(grid_of_steps, steps=steps))
 
 
 @lru_cache(maxsize=8)
@@ -72,7 +78,8 @@ def grid_of_size(t0: float, t1: float, step_size: float) -> FloatGrid:
     span = abs(t1 - t0)
     steps = max(1, math.ceil(span / step_size * (1 - 1e-12)))  # a step shorter by rounding alone is no step
     h = math.copysign(step_size, t1 - t0)
-    return FloatGrid([t0 + k * h for k in range(steps)] + [t1])
+    points = [t0 + k * h for k in range(steps)]
+    return FloatGrid([*points, t1], partial(grid_of_size, step_size=step_size))
 
 
 Stamps = tuple[Tensor, ...]

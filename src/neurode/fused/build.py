@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from neurode._field import Field
+from neurode.fused import native
 from neurode.fused.assemble import Assembler
 from neurode.fused.capture import (
     PROBE_ROWS,
@@ -78,11 +79,18 @@ class Before:
         needed = [s for s in sources if isinstance(s, fx.Node)]
         self.order = _order(needed, set(self.literals))
         self.any_gather = any(isinstance(s, tuple) for s in sources)
+        reads = [str(s.target) for s in sources if isinstance(s, fx.Node) and s.op == "get_attr"]
+        self.places = [positions[name] for name in reads if name in positions]
+        self.copies = len(self.places) == len(sources)  # whether the array is tensors from outside, one after another
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """The uniform array for the present values of the tensors from outside."""
         if not self.sources:
             return self.constants
+        if self.copies:
+            parts = [tensors[i] for i in self.places]
+            if all(x.dtype is self.dtype and x.is_contiguous() and not x.is_neg() for x in parts):
+                return native.gather([*parts, self.constants])
         with torch.no_grad():
             return self._gather(tensors)
 
@@ -132,10 +140,21 @@ class After:
         later = [n for n, v in zip(self.nodes, totals, strict=True) if v is not None and v.offset is None]
         self.literals = _literals(low)
         self.order = _order(later, set(self.leaves) | set(self.literals))
+        # Shape, strides and offset of each gradient in the accumulators, where all of them are views of these; known at the
+        # first call. The graph has no values but these, and what it does to their shapes is always the same.
+        self.views: list[Any] | None = None
 
     @torch.no_grad()
     def __call__(self, accumulators: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients of the wanted tensors, None where there is none."""
+        if self.views is not None:
+            return [None if view is None else accumulators.as_strided(*view) for view in self.views]
+        made = self._made(accumulators, tensors)
+        if all(x is None or _same_memory(x, accumulators) for x in made):
+            self.views = [None if x is None else (x.shape, x.stride(), x.storage_offset()) for x in made]
+        return made
+
+    def _made(self, accumulators: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         known: dict[Node, Tensor] = {}
         if self.order:
             known = {**self.literals, **{n: _piece(accumulators, v) for n, v in self.leaves.items()}}
@@ -147,6 +166,10 @@ class After:
             else:
                 made.append(_piece(accumulators, total) if total.offset is not None else known[node])
         return made
+
+
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    return x.dtype is y.dtype and not x.is_neg() and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def _piece(accumulators: Tensor, total: Accumulated) -> Tensor:

@@ -18,13 +18,16 @@ import types
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from neurode._field import PerRow
 from neurode.fused.refusal import CannotLower
+
+if TYPE_CHECKING:
+    from neurode.fused.watch import Watch
 
 MOST_OBJECTS = 20_000  # more than this is not a vector field but an application
 LARGEST_ARRAY = 65_536  # bytes of a NumPy array whose content is compared
@@ -140,8 +143,8 @@ def globals_of(code: types.CodeType) -> tuple[str, ...]:
 class Walk:
     """One walk; see the module."""
 
-    def __init__(self, copy: bool) -> None:
-        self.made, self.seen, self.copy = Snapshot(), {}, copy
+    def __init__(self, copy: bool, watch: Watch | None = None) -> None:
+        self.made, self.seen, self.copy, self.watch = Snapshot(), {}, copy, watch
         self.codes: list[types.CodeType] = []
 
     def visit(self, x: Any) -> Any:
@@ -153,6 +156,8 @@ class Walk:
             return (kind, x) if kind is not slice else (kind, self.visit((x.start, x.stop, x.step)))
         known = self.seen.get(id(x))
         if known is not None:
+            if self.watch:
+                self.watch.again(x)
             return ("again", known)
         number = len(self.seen)
         if number > MOST_OBJECTS:
@@ -167,6 +172,9 @@ class Walk:
         if type(x).__module__ not in ("torch", "torch.nn.parameter") or x.layout is not torch.strided:
             raise CannotLower(f"f reaches a {type(x).__name__} ({x.layout}); only ordinary dense tensors are lowered")
         self.made.tensors.append(x)
+        if self.watch:
+            self.watch.tensors.append(x)
+            self.watch.attributes.append((x, "__class__"))
         return ("tensor", type(x), x.dtype, tuple(x.shape), x.device, x.requires_grad, x.layout)
 
     def _object(self, x: Any, kind: type) -> Any:
@@ -216,6 +224,8 @@ class Walk:
         return self._instance(x, kind)
 
     def _keep(self, x: Any, content: Any) -> None:
+        if self.watch and not isinstance(x, tuple | frozenset):
+            self.watch.container(x)
         if self.copy and not isinstance(x, tuple | frozenset):
             self.made.containers.append((x, content))
 
@@ -223,17 +233,23 @@ class Walk:
 
     def _function(self, x: types.FunctionType) -> Any:
         code = x.__code__
+        if self.watch:
+            self.watch.function(x)
         if is_library(code.co_filename):
             return ("library", id(code), self._cells(x))
         self.codes.append(code)
         found = [("function", id(code)), self.visit(x.__defaults__), self.visit(x.__kwdefaults__), self._cells(x)]
         for name in globals_of(code):
+            if self.watch:
+                self.watch.names.append((x.__globals__, name))
             if name in x.__globals__:
                 found.append((name, self._global(x.__globals__[name], code)))
             elif name in FORBIDDEN_BUILTINS and hasattr(builtins, name):
                 raise CannotLower(f"f calls {name}() ({code.co_filename}, line {code.co_firstlineno})")
         if x.__dict__:
             found.append(self.visit(x.__dict__))
+        elif self.watch:
+            self.watch.container(x.__dict__)
         return tuple(found)
 
     def _cells(self, x: types.FunctionType) -> Any:
@@ -243,6 +259,8 @@ class Walk:
                 content = cell.cell_contents
             except ValueError:
                 made.append("empty")
+                if self.watch:
+                    self.watch.unable()
                 continue
             if self.copy and type(content) in (int, float, bool, str, type(None)):
                 self.made.containers.append((cell, content))
@@ -259,6 +277,8 @@ class Walk:
             filename = getattr(value, "__file__", None) or "<frozen"
             if is_library(filename) or name in ("torch", "numpy", "math"):
                 return ("module", id(value))
+            if self.watch:
+                self.watch.names += [(value.__dict__, n) for n in names_of(code)]
             used = [n for n in names_of(code) if n in value.__dict__]
             return ("module", id(value), *[(n, self._global(value.__dict__[n], code)) for n in used])
         return self.visit(value)
@@ -271,6 +291,8 @@ class Walk:
     def _class(self, kind: type) -> Any:
         """The functions and plain values of a user's class and its bases."""
         made = []
+        if self.watch:
+            self.watch.attributes.append((kind, "__mro__"))
         for base in kind.__mro__:
             if base is object or of_library(base):
                 continue
@@ -280,6 +302,8 @@ class Walk:
                 continue
             self.seen[id(base) + 1] = len(self.seen)
             self.made.keep.append(base)
+            if self.watch:
+                self.watch.container(vars(base))
             for name, value in vars(base).items():
                 if name in IGNORED or (name.startswith("__") and not isinstance(value, types.FunctionType)):
                     continue
@@ -298,6 +322,9 @@ class Walk:
         found: list[Any] = [id(kind), id(kind.forward), state["training"]]
         if not of_library(kind):
             found.append(self._class(kind))
+        if self.watch:
+            self.watch.attributes.append((kind, "forward"))
+            self._watch_owner(x, kind, state)
         for name, value in state.items():
             if name not in MODULE_STATE:
                 if name not in IGNORED:
@@ -308,9 +335,15 @@ class Walk:
                     found += (name, key, None if part is None else self.visit(part))
             elif value and name not in IGNORED and name != "training":
                 found += (name, self.visit(value))
+            elif self.watch and name not in IGNORED and hasattr(value, "__len__"):
+                self.watch.container(value)
         if self.copy:
             self.made.containers.append((state, dict(state)))
         return ("nn", *found)
+
+    def _watch_owner(self, x: Any, kind: type, state: dict[str, Any]) -> None:
+        assert self.watch is not None
+        self.watch.owner(x, [name for name, value in state.items() if type(value) is int and (kind, name) in _counters])
 
     def _attribute(self, kind: type, state: dict[str, Any], name: str, value: Any) -> Any:
         if type(value) is int:
@@ -322,6 +355,8 @@ class Walk:
         return self.visit(value)
 
     def _instance(self, x: Any, kind: type) -> Any:
+        if self.watch and (kind.__module__ == "numpy" or isinstance(x, list | tuple | dict)):
+            self.watch.unable()
         if kind.__module__ == "numpy":
             if kind.__name__ == "ndarray" and x.nbytes <= LARGEST_ARRAY and x.dtype.kind in "biufc":
                 return ("array", str(x.dtype), x.shape, x.tobytes())
@@ -331,6 +366,8 @@ class Walk:
         slots = [s for base in kind.__mro__ for s in getattr(base, "__slots__", ())]
         if state is None and not slots:
             raise CannotLower(f"f reaches a {kind.__module__}.{kind.__name__}, which cannot be watched for changes")
+        if self.watch:
+            self._watch_instance(x, kind, state, slots)
         found: list[Any] = [id(kind), self._class(kind)]
         if state is not None:
             found += [(name, self._attribute(kind, state, name, value)) for name, value in state.items()]
@@ -343,19 +380,29 @@ class Walk:
             self.made.containers.append((state, dict(state)))
         return ("object", *found)
 
+    def _watch_instance(self, x: Any, kind: type, state: dict[str, Any] | None, slots: list[str]) -> None:
+        assert self.watch is not None
+        if state is None or set(slots) - {"__dict__", "__weakref__"}:
+            self.watch.unable()
+        else:
+            self._watch_owner(x, kind, state)
 
-def snapshot(f: Any, args: Any, copy: bool = False) -> tuple[Snapshot, list[types.CodeType]]:
+
+def snapshot(
+    f: Any, args: Any, copy: bool = False, watch: Watch | None = None
+) -> tuple[Snapshot, list[types.CodeType]]:
     """Walk everything that `f` and its arguments reach.
 
     Args:
         f: the vector field.
         args: further arguments.
         copy: keep contents, so that `restore` can undo what a call changed.
+        watch: told of all that is read, so that it can be read again without a walk.
 
     Raises:
         CannotLower: something cannot be watched.
     """
-    walk = Walk(copy)
+    walk = Walk(copy, watch)
     walk.made.key = (walk.visit(f), walk.visit(args))
     return walk.made, walk.codes
 
@@ -414,8 +461,7 @@ def remember_counters(found: dict[tuple[type, str], int]) -> None:
 
 def unusual_surroundings() -> str:
     """Why no program can serve here, whatever f is; empty where one can."""
-    modules = nn.modules.module
-    if any(getattr(modules, name) for name in GLOBAL_HOOKS if hasattr(modules, name)):
+    if any(map(_MODULE.get, GLOBAL_HOOKS)):
         return "global module hooks are installed"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
@@ -428,6 +474,7 @@ def unusual_surroundings() -> str:
     return ""
 
 
+_MODULE = vars(nn.modules.module)
 GLOBAL_HOOKS = (
     "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
 )  # fmt: skip

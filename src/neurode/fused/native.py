@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from ctypes import c_char_p, c_double, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import neurode.fused
@@ -17,7 +19,7 @@ from neurode._errors import InputError
 from neurode.fused.program import Program
 from neurode.fused.refusal import CannotLower
 
-ABI = 4
+ABI = 5
 INTEGERS = (
     "rows", "threads", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
     "joint", "num_groups", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
@@ -173,6 +175,8 @@ def _declare(made: Any) -> None:
     made.nd_trace_free.argtypes = pointers(2)
     made.nd_eval.argtypes = [c_void_p, c_void_p, c_int64, *pointers(4)]
     made.nd_vjp.argtypes = [c_void_p, c_void_p, c_int64, *pointers(8)]
+    made.nd_gather.restype, made.nd_gather.argtypes = None, [c_void_p, c_void_p, c_int64, c_void_p]
+    made.nd_ordered.restype, made.nd_ordered.argtypes = c_int64, [c_void_p, c_int64, c_double, c_double]
     made.nd_peak.restype, made.nd_peak.argtypes = c_double, [c_int64, c_int64]
     made.nd_forward.restype = made.nd_backward.restype = c_int64
     made.nd_forward.argtypes = made.nd_backward.argtypes = [c_void_p, ctypes.POINTER(Solve)]
@@ -184,6 +188,17 @@ def pointer(tensor: Tensor | None) -> int | None:
         return None
     assert tensor.is_contiguous()
     return tensor.data_ptr()
+
+
+def gather(parts: Sequence[Tensor]) -> Tensor:
+    """The numbers of contiguous tensors of one dtype as one vector."""
+    sizes = [x.numel() for x in parts]
+    made = torch.empty(sum(sizes), dtype=parts[0].dtype)
+    n, width = len(parts), made.element_size()
+    words = (c_int64 * (2 * n))(*[x.data_ptr() for x in parts], *[size * width for size in sizes])
+    first = ctypes.addressof(words)
+    library().nd_gather(first, first + 8 * n, n, made.data_ptr())
+    return made
 
 
 class Machine:

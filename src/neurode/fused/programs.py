@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neurode._field import Field
-from neurode.fused import guards
+from neurode.fused import guards, watch
 from neurode.fused.build import FieldProgram, build, evaluate_graph
 from neurode.fused.capture import PROBE_ROWS, Probe
 from neurode.fused.native import Machine, pointer
@@ -22,6 +22,7 @@ from neurode.fused.refusal import CannotLower
 
 MOST_PROGRAMS = 512  # kept in all, and
 MOST_A_CODE = 32  # for one function or class whose values change: then its solves run on eager
+KNOWN_BY_ID = (type, FunctionType, CodeType, ModuleType)
 # What rounding may leave between two orders of the same operations, relative to the largest element.
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
 
@@ -49,11 +50,21 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A program and the tensors that it reads in this solve."""
+    """A program and what it meets in this solve.
+
+    Attributes:
+        entry: the program.
+        tensors: those that it reads.
+        counters: what it raises.
+        baked: tensors whose numbers are part of it, with the version that those numbers are of.
+        key: of the walk over the field.
+    """
 
     entry: Entry
     tensors: tuple[Tensor, ...]
     counters: tuple[tuple[dict[str, Any], str, int], ...]
+    baked: tuple[tuple[Tensor, int], ...]
+    key: Any
 
     def count(self, calls: int) -> None:
         """Raise the call counters of f as that many calls would have."""
@@ -101,7 +112,9 @@ def find(field: Field, y: Tensor, splits: tuple[bool, ...], wanted: bool, want_t
                 break
     if entry.made is None:
         raise CannotLower(entry.refusal)
-    return Bound(entry, tuple(seen.tensors[i] for i in entry.places), tuple(seen.counters))
+    tensors = tuple(seen.tensors[i] for i in entry.places)
+    baked = tuple((x, x._version) for x in (seen.tensors[place] for place, *_ in entry.baked))
+    return Bound(entry, tensors, tuple(seen.counters), baked, seen.key)
 
 
 def _key(seen: guards.Snapshot, field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -> Any:
@@ -174,7 +187,8 @@ def _make(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -
     if steps:
         guards.remember_counters(steps)
     seen, _ = guards.snapshot(field.f, field.all_args)
-    entry.keep = [x for x in before.keep if isinstance(x, type | FunctionType | CodeType | ModuleType)] + codes
+    # What the key knows by identity; not functions, whose cells would keep alive the models that they close over.
+    entry.keep = [x.__code__ if isinstance(x, FunctionType) else x for x in before.keep if isinstance(x, KNOWN_BY_ID)]
     _entries[_key(seen, field, y, split, gradients, want_t)] = entry
     _by_code[root] = _by_code.get(root, 0) + 1
     while len(_entries) > MOST_PROGRAMS:
@@ -312,6 +326,7 @@ def _agree(theirs: Tensor | None, mine: Tensor | None, what: str, dtype: torch.d
 
 def clear() -> None:
     """Forget all programs."""
+    watch.clear()
     with _lock:
         _entries.clear()
         _by_code.clear()

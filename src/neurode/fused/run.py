@@ -19,7 +19,7 @@ from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import Layout, number
 from neurode.control.fixed import FloatGrid
-from neurode.fused import cost, programs
+from neurode.fused import cost, plan, programs
 from neurode.fused.capture import refuse_counted_twice, row_layout
 from neurode.fused.native import Solve, Trace, pointer
 from neurode.fused.programs import Bound
@@ -45,17 +45,17 @@ class LaneForm:
     split: bool
 
     def pack(self, y: Tensor) -> Tensor:
-        """An inner state as `(lanes, D)`."""
-        if self.inner.batched:
+        """An inner state as `(lanes, D)`; a state of one tensor, whose numbers lie in that order, as it is."""
+        if self.inner.batched or self.inner.spec is None:
             return y
         return self.rows.pack(self.inner.unpack(y)) if self.split and self.rows else y.reshape(1, -1)
 
     def unpack(self, y: Tensor, like: Tensor) -> Tensor:
-        """Inner states from `(*, lanes, D)`."""
-        lead = y.shape[:-2]
-        if self.inner.batched:
+        """Inner states from `(*, lanes, D)`, or from states of one tensor."""
+        if self.inner.batched or self.inner.spec is None:
             return y
-        if not self.split or self.rows is None or self.inner.plain:
+        lead = y.shape[:-2]
+        if not self.split or self.rows is None:
             return y.reshape((*lead, *like.shape))
         leaves = pytree.tree_leaves(self.rows.unpack(y, lead=len(lead)))
         return torch.cat([x.reshape(*lead, -1) for x in leaves], -1)
@@ -153,15 +153,14 @@ def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = Fal
     reason = cost.too_large(made.program, problem.method.num_stages) if choose else ""
     if reason:
         raise CannotLower(reason)
-    work = Work(problem, stats, bound, form, recording, tape)
-    inputs = form.pack(problem.y0), rowdata(problem), *work.times()
-    if recording:
-        y1, ys = NativeSolve.apply(work, *inputs, *[bound.tensors[i] for i in made.wanted])
-    else:
-        with torch.no_grad():
-            y1, ys = work.forward(*inputs)
+    terms = Terms(problem, bound, form, recording, tape)
     stats.engine = f"fused ({len(made.program.forward)} instructions, {form_name(form, problem)})"
-    return work.outcome(form.unpack(y1, problem.y0), None if ys is None else form.unpack(ys, problem.y0))
+    work = terms.work(problem, stats)
+    y1, ys = work.run()
+    work.count()
+    if problem.ticket is not None:
+        plan.keep(problem, terms, stats, bound.key)
+    return work.outcome(y1, ys)
 
 
 def state_bytes(problem: Problem) -> int:
@@ -218,22 +217,87 @@ def _template(method: Any, pid: Any) -> tuple[Solve, Any]:
     return s, numbers
 
 
-class Work:
-    """What the forward and the backward pass of one solve share."""
+class Terms:
+    """A solve as far as it depends on no value: what a call like an earlier one need not find out again.
 
-    def __init__(
-        self, problem: Problem, stats: Stats, bound: Bound, form: LaneForm, recording: bool, tape: bool
-    ) -> None:
-        self.problem, self.stats, self.bound, self.form = problem, stats, bound, form
-        self.recording, self.tape = recording, tape
+    Args:
+        problem: of its values only tolerances count.
+        bound: the program.
+        form: how samples lie in lanes.
+        recording: whether steps are kept for a backward pass.
+        tape: whether derivatives of gradients are computed on PyTorch's tape.
+    """
+
+    def __init__(self, problem: Problem, bound: Bound, form: LaneForm, recording: bool, tape: bool) -> None:
+        self.bound, self.form, self.recording, self.tape = bound, form, recording, tape
         made = bound.entry.made
         assert made is not None and bound.entry.machine is not None
         self.made, self.machine = made, bound.entry.machine
-        self.uniforms = made.before(bound.tensors)
+        self.dtype, self.size = problem.y0.dtype, made.program.size
+        self.rows = problem.y0.numel() // self.size
+        self.alive: list[Any] = []  # tensors whose addresses the structure holds
+        self.structure = self._describe(problem)
+        self.gradients = [bound.tensors[i] for i in made.wanted]
+
+    def _describe(self, problem: Problem) -> Solve:
+        template, numbers = _template(problem.method, problem.controller)
+        s = Solve.from_buffer_copy(template)
+        self.alive.append(numbers)
+        s.joint, s.rows = int(not problem.layout.batched), self.rows
+        for name in ("rtol", "atol"):
+            value = getattr(problem, name)
+            if isinstance(value, Tensor):
+                wide = self.form.pack(value.to(self.dtype).expand(problem.y0.shape)).contiguous()
+                setattr(s, f"{name}s", self._give(wide))
+                setattr(s, f"{name}s_row_step", self.size)
+                setattr(s, f"{name}s_step", 1)
+            else:
+                setattr(s, name, float(value))
+        s.first_step = -1.0 if problem.first_step is None else float(problem.first_step)
+        s.min_step, s.max_step, s.max_steps = problem.min_step, problem.max_step, problem.max_steps
+        if _joint_leaves(problem):
+            sizes = self.form.rows.sizes if self.form.rows else problem.layout.sizes
+            ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0)
+            s.num_groups, s.groups = len(ends), self._give(ends)
+        s.keep, s.memory = int(self.recording), _memory(problem)
+        return s
+
+    def _give(self, tensor: Tensor) -> int:
+        self.alive.append(tensor)
+        return tensor.data_ptr()
+
+    def work(self, problem: Problem, stats: Stats | None = None) -> Work:
+        """A solve of one problem on these terms."""
+        return Work(self, problem, stats)
+
+
+def _memory(problem: Problem) -> int:
+    """What is left of the memory given for stages, beside the states of a fixed grid."""
+    if problem.memory is None:
+        return MEMORY
+    return max(0, problem.memory - state_bytes(problem)) if problem.grid is not None else 0
+
+
+class Work:
+    """What the forward and the backward pass of one solve share."""
+
+    def __init__(self, terms: Terms, problem: Problem, stats: Any) -> None:
+        self.terms, self.problem, self.stats = terms, problem, stats
+        self.uniforms = terms.made.before(terms.bound.tensors)
         self.alive: list[Any] = []  # tensors whose addresses the native library was given
         self.trace: Trace | None = None
 
-    def times(self) -> tuple[Any, Any, Any, Any]:
+    def run(self) -> tuple[Tensor, Tensor | None]:
+        """The forward solve, on PyTorch's tape where gradients are wanted: the inner state at the end, and the outputs."""
+        terms, problem, form = self.terms, self.problem, self.terms.form
+        inputs = form.pack(problem.y0), rowdata(problem), *self._times()
+        if terms.recording:
+            y1, ys = NativeSolve.apply(self, *inputs, *terms.gradients)
+        else:
+            y1, ys = self.forward(*inputs)
+        return form.unpack(y1, problem.y0), None if ys is None else form.unpack(ys, problem.y0)
+
+    def _times(self) -> tuple[Any, Any, Any, Any]:
         """t0, t1, the grid and t_eval as float64 tensors or None; t0 and t1 may stay numbers."""
         problem = self.problem
         grid = problem.grid
@@ -251,8 +315,7 @@ class Work:
     def _give(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        if not tensor.is_contiguous():
-            tensor = tensor.contiguous()
+        tensor = _in_memory(tensor)
         self.alive.append(tensor)
         return tensor.data_ptr()
 
@@ -264,17 +327,12 @@ class Work:
         self.alive.append(box)
         return addressof(box), 0
 
-    def describe(self, y0: Tensor, data: Tensor | None, t0: Any, t1: Any, grid: Any, t_eval: Any) -> Solve:
-        """Fill the problem's part of the C structure."""
-        problem, give = self.problem, self._give
-        template, numbers = _template(problem.method, problem.controller)
-        s = Solve.from_buffer_copy(template)
-        self.alive.append(numbers)
-        self.rows, self.size = y0.shape
-        s.rows, s.uniforms, s.y0, s.rowdata = self.rows, give(self.uniforms), give(y0), give(data)
+    def _describe(self, y0: Tensor, data: Tensor | None, t0: Any, t1: Any, grid: Any, t_eval: Any) -> Solve:
+        """The C structure with the values of this solve."""
+        give, s = self._give, Solve.from_buffer_copy(self.terms.structure)
+        s.uniforms, s.y0, s.rowdata = give(self.uniforms), give(y0), give(data)
         s.t0, s.t0_step = self._give_end(t0)
         s.t1, s.t1_step = self._give_end(t1)
-        self._control(s)
         if grid is not None:
             s.grid, s.points = give(grid), len(grid)
             s.grid_point_step, s.grid_row_step = (1, 0) if grid.ndim == 1 else (grid.shape[1], 1)
@@ -282,64 +340,43 @@ class Work:
             s.t_eval, s.num_eval = give(t_eval), len(t_eval)
             s.eval_point_step, s.eval_row_step = (1, 0) if t_eval.ndim == 1 else (t_eval.shape[1], 1)
         s.threads = torch.get_num_threads()
-        s.keep, s.memory = int(self.recording), self._memory(grid)
         return s
 
-    def _memory(self, grid: Any) -> int:
-        """What is left of the memory given for stages, beside the states of a fixed grid."""
-        given = self.problem.memory
-        if given is None:
-            return MEMORY
-        return max(0, given - state_bytes(self.problem)) if grid is not None else 0
-
-    def _control(self, s: Solve) -> None:
-        problem = self.problem
-        s.joint = int(not problem.layout.batched)
-        for name in ("rtol", "atol"):
-            value = getattr(problem, name)
-            if isinstance(value, Tensor):
-                wide = self.form.pack(value.to(problem.y0.dtype).expand(problem.y0.shape)).contiguous()
-                setattr(s, f"{name}s", self._give(wide))
-                setattr(s, f"{name}s_row_step", self.size)
-                setattr(s, f"{name}s_step", 1)
-            else:
-                setattr(s, name, float(value))
-        s.first_step = -1.0 if problem.first_step is None else float(problem.first_step)
-        s.min_step, s.max_step, s.max_steps = problem.min_step, problem.max_step, problem.max_steps
-        if _joint_leaves(problem):
-            sizes = self.form.rows.sizes if self.form.rows else problem.layout.sizes
-            ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0)
-            s.num_groups, s.groups = len(ends), self._give(ends)
-
-    def forward(self, y0: Tensor, data: Tensor | None, t0: Tensor, t1: Tensor, grid: Any, t_eval: Any) -> Any:
+    def forward(self, y0: Tensor, data: Tensor | None, t0: Any, t1: Any, grid: Any, t_eval: Any) -> Any:
         """The native forward solve."""
-        s = self.solve = self.describe(y0, data, t0, t1, grid, t_eval)
-        y1 = torch.empty(y0.shape, dtype=y0.dtype)
-        ys = None if t_eval is None else y0.new_empty(len(t_eval), *y0.shape)
-        self.facts = torch.empty(5, self.rows, dtype=torch.int64)  # four counts, and the bits of where each row ended
+        terms, rows = self.terms, self.terms.rows
+        s = self.solve = self._describe(y0, data, t0, t1, grid, t_eval)
+        y1 = torch.empty(y0.shape, dtype=terms.dtype)
+        ys = None if t_eval is None else torch.empty(len(t_eval), *y0.shape, dtype=terms.dtype)
+        self.facts = torch.empty(5, rows, dtype=torch.int64)  # four counts, and the bits of where each row ended
         s.y1, s.ys = y1.data_ptr(), pointer(ys)
-        first, row = self.facts.data_ptr(), 8 * self.rows
+        first, row = self.facts.data_ptr(), 8 * rows
         s.status, s.evaluations, s.accepted, s.rejected = first, first + row, first + 2 * row, first + 3 * row
         s.t_end = first + 4 * row
-        self.machine.forward(s)
-        if self.recording:
-            self.trace = Trace(self.machine, s.trace)
+        terms.machine.forward(s)
+        if terms.recording:
+            self.trace = Trace(terms.machine, s.trace)
         self.times_given = (t0, t1, grid, t_eval)
-        self.most = (self.facts if self.rows == 1 else self.facts.amax(1)).view(-1).tolist()
+        self.most = (self.facts if rows == 1 else self.facts.amax(1)).view(-1).tolist()
+        return y1, ys
+
+    def count(self) -> None:
+        """Note the evaluations of f, which f itself may count too."""
         calls = self.most[1]
         self.problem.field.num_calls += calls
-        self.bound.count(calls)
-        return y1, ys
+        self.terms.bound.count(calls)
 
     def backward(self, grad_y1: Tensor | None, grad_ys: Tensor | None, wanted: Any) -> list[Any]:
         """The native backward pass: gradients of y0, rowdata, t0, t1, grid, t_eval and the tensors from outside."""
-        s, rows = self.solve, self.rows
+        s, terms, rows, dtype = self.solve, self.terms, self.terms.rows, self.terms.dtype
         t0, t1, grid, t_eval = self.times_given
-        dtype = self.uniforms.dtype
-        keep = [None if g is None else g.contiguous() for g in (grad_y1, grad_ys)]
-        grad_y0 = torch.zeros(rows, self.size, dtype=dtype)
-        grad_data = torch.zeros(rows, self.made.program.num_rowdata, dtype=dtype) if wanted[1] else None
-        accumulators = torch.zeros(max(self.made.program.num_accumulators, 1), dtype=dtype)
+        made = terms.made
+        keep = [None if g is None else _in_memory(g) for g in (grad_y1, grad_ys)]
+        grad_y0 = torch.zeros(
+            self.problem.y0.shape if terms.form.inner.spec is None else (rows, terms.size), dtype=dtype
+        )
+        grad_data = torch.zeros(rows, made.program.num_rowdata, dtype=dtype) if wanted[1] else None
+        accumulators = torch.zeros(max(made.program.num_accumulators, 1), dtype=dtype)
         new = lambda want, *shape: torch.zeros(*shape, dtype=torch.float64) if want else None
         adaptive = grid is None
         grad_t0, grad_t1 = (new(wanted[i] and adaptive, rows) for i in (2, 3))
@@ -348,30 +385,30 @@ class Work:
         s.grad_y1, s.grad_ys = map(pointer, keep)
         s.grad_y0, s.grad_rowdata, s.accumulators = map(pointer, (grad_y0, grad_data, accumulators))
         s.grad_t0, s.grad_t1, s.grad_grid, s.grad_eval = map(pointer, (grad_t0, grad_t1, grad_grid, grad_eval))
-        self.machine.backward(s)
+        terms.machine.backward(s)
         self._report()
         fit = lambda g, like: None if g is None else g if g.shape == like.shape else g.sum(-1).reshape(like.shape)
-        outer = self.made.after(accumulators, self.bound.tensors)
+        outer = made.after(accumulators, terms.bound.tensors)
         return [
             grad_y0, grad_data, fit(grad_t0, t0), fit(grad_t1, t1), fit(grad_grid, grid), fit(grad_eval, t_eval), *outer,
         ]  # fmt: skip
 
     def on_tape(self, saved: Any, grads: Any, needed: Any) -> list[Any]:
         """The same gradients as tensors with a graph: the solve again, on the eager engine and PyTorch's tape."""
-        if not self.tape:
+        if not self.terms.tape:
             raise GradientError(
                 "gradient='discrete' gives derivatives of first order only (create_graph=True was asked for). Type"
                 " gradient='autograd', or leave gradient='auto'."
             )
         y0, data, t0, t1, grid, t_eval, *_ = saved
-        problem, moves = self.problem, lambda t: t is not None and t.requires_grad
+        problem, form, moves = self.problem, self.terms.form, lambda t: t is not None and t.requires_grad
         if grid is not None:  # it holds both ends
             t0, t1 = (grid[0], grid[-1]) if moves(grid) else (None, None)
             needed = [need and i not in (2, 3) for i, need in enumerate(needed)]
         outcome = integrate(
             replace(
                 problem,
-                y0=self.form.unpack(y0, problem.y0),
+                y0=form.unpack(y0, problem.y0),
                 field=problem.field if data is None else _with_rowdata(problem.field, data),
                 t0=t0 if moves(t0) else problem.t0,
                 t1=t1 if moves(t1) else problem.t1,
@@ -379,8 +416,8 @@ class Work:
                 t_eval=t_eval if moves(t_eval) else problem.t_eval,
             )
         )
-        ys = None if problem.t_eval is None else torch.stack([self.form.pack(y) for y in outcome.ys])
-        pairs = [(x, g) for x, g in zip((self.form.pack(outcome.y1), ys), grads, strict=True) if g is not None]
+        ys = None if problem.t_eval is None else torch.stack([form.pack(y) for y in outcome.ys])
+        pairs = [(x, g) for x, g in zip((form.pack(outcome.y1), ys), grads, strict=True) if g is not None]
         outputs, cotangents = zip(*pairs, strict=True)
         wanted = [x for x, need in zip(saved, needed, strict=True) if need]
         try:
@@ -417,10 +454,15 @@ class Work:
                 t_end = torch.where(status == Status.SUCCESS.code, end, t_end)
             return Outcome(y1, ts, ys, t_end, status, *counts)
         code, *counts, _ = self.most
-        t_end = c_double.from_address(self.solve.t_end).value
+        t_end = self.facts[4].view(torch.float64)[0].item()
         if code == Status.SUCCESS.code and _moves(problem.t1):
             t_end = problem.t1
         return Outcome(y1, ts, ys, t_end, STATUSES[code], *counts)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """A tensor whose numbers lie in memory as they are, one after another."""
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
 def _moves(t: Any) -> bool:

@@ -80,7 +80,7 @@ class NeuralODE(nn.Module):
         options: dict[str, Any] = {"t_span": self.t_span, **self.options, **changes}
         solution = solve(self.f, y0, **options)
         if not torch.compiler.is_compiling():  # there it would be a guard, and every call a recompilation
-            self.last_stats = solution.stats
+            self.__dict__["last_stats"] = solution.stats  # what nn.Module does for a plain value, without its search
         return solution
 
     def forward(self, y0: Any) -> Any:
