@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -111,6 +113,19 @@ def test_functional_calls_bring_their_own_parameters() -> None:
     assert torch.allclose(mine, theirs, rtol=1e-12)
 
 
+def test_no_module_is_kept_alive() -> None:
+    model, x = Model(**RK4), torch.randn(4, 2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    before = set(_operator._store.requests)
+    compiled(x).sum().backward()
+    assert len(set(_operator._store.requests) - before) == 1
+    gone = weakref.ref(model.ode.f)
+    del model, compiled
+    torch._dynamo.reset()
+    gc.collect()
+    assert gone() is None and set(_operator._store.requests) <= before
+
+
 def test_a_failed_solve_raises_through_the_compiled_model() -> None:
     class Explodes(nn.Module):
         def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -137,7 +152,7 @@ def test_the_operator_keeps_to_pytorchs_rules() -> None:
     torch.compile(lambda y: neurode.solve(f, y, (0.0, 1.0), batch_dim=0, **RK4).y1, fullgraph=True, backend="eager")(
         torch.randn(2, 3)
     )
-    handle = len(_operator._store.requests) - 1
+    handle = max(_operator._store.requests)
     tensors = [torch.randn(4, 3).requires_grad_(), *f.parameters(), torch.tensor(0.0), torch.tensor(1.0)]
     needs = [x.requires_grad for x in tensors]
     request = _operator._store.requests[handle]

@@ -89,7 +89,8 @@ def _fused(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcom
     from neurode.fused import run as fused
 
     stats.gradient = "discrete (auto: exact, steps replayed by the fused engine)" if gradient == "auto" else "discrete"
-    return fused.solve(problem, stats, tape=gradient == "auto", choose=engine == "auto")
+    tape = gradients.of_native if gradient == "auto" else None
+    return fused.solve(problem, stats, tape, choose=engine == "auto")
 
 
 def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | None = None) -> Explanation:

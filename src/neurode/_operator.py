@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Request:
     """What a handle stands for.
 
     Attributes:
-        f: the vector field.
+        module: the vector field, which whoever has the compiled model keeps alive, and a request does not.
         options: keywords of `neurode.solve` with constants for values: words, flags.
         integers, floats: names of those whose numbers the operator gets at every call.
         names: of the parameters and buffers of `f`, in the order in which the operator gets them.
@@ -39,7 +40,7 @@ class Request:
         single: whether the state is one tensor; else a tuple.
     """
 
-    f: nn.Module
+    module: weakref.ref[nn.Module]
     options: dict[str, Any]
     integers: tuple[str, ...]
     floats: tuple[str, ...]
@@ -47,14 +48,28 @@ class Request:
     per_row: tuple[bool, ...]
     single: bool
 
+    @property
+    def f(self) -> nn.Module:
+        """The vector field.
+
+        Raises:
+            RuntimeError: it is no more; then neither is the model that was compiled.
+        """
+        f = self.module()
+        if f is None:
+            raise RuntimeError("this compiled graph outlived the vector field that it solves; keep the compiled model instead.")
+        return f
+
     def own(self) -> list[Tensor]:
         """The parameters and buffers of `f` as they are now."""
-        return [*self.f.parameters(), *self.f.buffers()]
+        f = self.f
+        return [*f.parameters(), *f.buffers()]
 
 
 @dataclass
 class _Store:
-    requests: list[Request] = field(default_factory=list)
+    requests: dict[int, Request] = field(default_factory=dict)  # as long as their fields live
+    handles: Any = field(default_factory=itertools.count)
     waiting: OrderedDict[int, Any] = field(default_factory=OrderedDict)
     tokens: Any = field(default_factory=lambda: itertools.count(1))
     lock: Any = field(default_factory=threading.Lock)
@@ -68,11 +83,12 @@ def _request(f: nn.Module, keys: str, integers: str, floats: str, single: bool, 
     """Note a request; its number is a constant of the graph."""
     names = tuple(name for name, _ in itertools.chain(f.named_parameters(), f.named_buffers()))
     options = dict(zip(keys.split(), values, strict=True))
-    with _store.lock:
-        per_row = tuple(c == "1" for c in rows)
-        request = Request(f, options, tuple(integers.split()), tuple(floats.split()), names, per_row, single)
-        _store.requests.append(request)
-        return len(_store.requests) - 1
+    per_row = tuple(c == "1" for c in rows)
+    request = Request(weakref.ref(f), options, tuple(integers.split()), tuple(floats.split()), names, per_row, single)
+    handle = next(_store.handles)
+    _store.requests[handle] = request
+    weakref.finalize(f, _store.requests.pop, handle, None).atexit = False
+    return handle
 
 
 # Run once, when the graph is made. This is all that torch.compiler.assume_constant_result does after importing the compiler,
@@ -230,15 +246,8 @@ def _solve(
 
 
 @_solve.register_fake
-def _(
-    tensors: list[Tensor],
-    sizes: list[int],
-    needs: list[bool],
-    integers: list[int],
-    floats: list[float],
-    handle: int,
-    rows: bool,
-) -> list[Tensor]:
+def _(tensors: list[Tensor], sizes: list[int], *rest: Any) -> list[Tensor]:
+    rows = rest[-1]
     leaves, _, _, _, outputs = _split(tensors, sizes)
     first, count = leaves[0], outputs[0].shape[0] if outputs else 1
     n = first.shape[0] if rows else 1
@@ -272,16 +281,7 @@ def _solve_backward(
 
 
 @_solve_backward.register_fake
-def _(
-    tensors: list[Tensor],
-    grads: list[Tensor],
-    token: Tensor,
-    sizes: list[int],
-    needs: list[bool],
-    integers: list[int],
-    floats: list[float],
-    handle: int,
-) -> list[Tensor]:
+def _(tensors: list[Tensor], grads: list[Tensor], token: Tensor, sizes: list[int], needs: list[bool], *rest: Any) -> list[Tensor]:
     return [torch.empty_like(x) for x, need in zip(tensors, needs, strict=True) if need]
 
 

@@ -70,17 +70,7 @@ class Explanation:
 
 
 def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | None = None) -> Explanation:
-    """Say which engine takes a vector field, and show its program.
-
-    Args:
-        f: the vector field, as `neurode.solve` takes it.
-        y0: an initial state.
-        args: further arguments of `f`.
-        batch_dim: as in `neurode.solve`.
-
-    Returns:
-        An `Explanation`; print it.
-    """
+    """What `neurode.explain` says of a field, whatever `auto` waits for before it captures one."""
     layout, y = read_state(y0, batch_dim)
     field = Field(f, layout, args)
     reason = guards.unusual_surroundings()

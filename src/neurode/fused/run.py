@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import addressof, c_double
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -12,20 +13,21 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from neurode._errors import GradientError
-from neurode._field import Field, PerRow, is_per_row
-from neurode._loop import Outcome, integrate, time_dtype
+from neurode._field import is_per_row
+from neurode._loop import Outcome, time_dtype
 from neurode._options import LeafRms, rms, row_rms
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode._state import Layout, number
 from neurode.control.fixed import FloatGrid
 from neurode.fused import cost, plan, programs
-from neurode.fused.capture import refuse_counted_twice, row_layout
+from neurode.fused.capture import row_layout
 from neurode.fused.native import Solve, Trace, pointer
 from neurode.fused.programs import Bound
 from neurode.fused.refusal import CannotLower
 from neurode.fused.tableau import native_tableau
 
+Tape = Callable[..., tuple[list[Any], dict[int, Any]]]  # `gradients.again.of_native`, which lies above this folder
 STATUSES = tuple(Status)  # by code
 MEMORY = 256 << 20  # bytes that kept stages may take where the user did not say
 
@@ -131,14 +133,13 @@ def _times(problem: Problem) -> list[Any]:
     return [problem.t0, problem.t1, problem.t_eval, *grid]
 
 
-def solve(problem: Problem, stats: Stats, tape: bool = False, choose: bool = False) -> Outcome:
+def solve(problem: Problem, stats: Stats, tape: Tape | None = None, choose: bool = False) -> Outcome:
     """Solve a problem in one native call; gradients come back by another.
 
     Args:
         problem: the strict form of the problem.
         stats: filled with what was chosen, and after the backward pass with its counts.
-        tape: whether a gradient that needs a graph of its own (`create_graph=True`) is computed again on PyTorch's tape;
-            else it is an error.
+        tape: computes gradients with a graph of their own (`create_graph=True`) on PyTorch's tape; None: they are an error.
         choose: whether to leave to the eager engine what it does better.
 
     Raises:
@@ -192,16 +193,6 @@ def rowdata(problem: Problem) -> Tensor | None:
     return torch.cat([x.reshape(x.shape[0], -1).to(problem.y0.dtype) for x in parts], 1)
 
 
-def _with_rowdata(field: Any, data: Tensor) -> Any:
-    """The same field with its per-row arguments taken from `(rows, numbers)`."""
-    like = row_leaves(field.all_args)
-    sizes = [x[0].numel() for x in like]
-    parts = iter([p.reshape(x.shape).to(x.dtype) for p, x in zip(data.split(sizes, 1), like, strict=True)])
-    fill = lambda node: PerRow(pytree.tree_map(lambda _: next(parts), node.value)) if is_per_row(node) else node
-    args = pytree.tree_map(fill, field.all_args, is_leaf=is_per_row)
-    return Field(field.f, field.layout, args, field.has_aux)
-
-
 @lru_cache(maxsize=64)
 def _template(method: Any, pid: Any) -> tuple[Solve, Any]:
     """The C structure with a method's numbers and a controller's, and the tensors that it points into."""
@@ -225,10 +216,10 @@ class Terms:
         bound: the program.
         form: how samples lie in lanes.
         recording: whether steps are kept for a backward pass.
-        tape: whether derivatives of gradients are computed on PyTorch's tape.
+        tape: what computes gradients with a graph of their own, if anything may.
     """
 
-    def __init__(self, problem: Problem, bound: Bound, form: LaneForm, recording: bool, tape: bool) -> None:
+    def __init__(self, problem: Problem, bound: Bound, form: LaneForm, recording: bool, tape: Tape | None) -> None:
         self.bound, self.form, self.recording, self.tape = bound, form, recording, tape
         made = bound.entry.made
         assert made is not None and bound.entry.machine is not None
@@ -400,36 +391,27 @@ class Work:
                 "gradient='discrete' gives derivatives of first order only (create_graph=True was asked for). Type"
                 " gradient='autograd', or leave gradient='auto'."
             )
-        y0, data, t0, t1, grid, t_eval, *_ = saved
-        problem, form, moves = self.problem, self.terms.form, lambda t: t is not None and t.requires_grad
-        if grid is not None:  # it holds both ends
-            t0, t1 = (grid[0], grid[-1]) if moves(grid) else (None, None)
-            needed = [need and i not in (2, 3) for i, need in enumerate(needed)]
-        outcome = integrate(
-            replace(
-                problem,
-                y0=form.unpack(y0, problem.y0),
-                field=problem.field if data is None else _with_rowdata(problem.field, data),
-                t0=t0 if moves(t0) else problem.t0,
-                t1=t1 if moves(t1) else problem.t1,
-                grid=(list(grid.unbind()) if grid.ndim == 1 else grid) if moves(grid) else problem.grid,
-                t_eval=t_eval if moves(t_eval) else problem.t_eval,
-            )
-        )
-        ys = None if problem.t_eval is None else torch.stack([form.pack(y) for y in outcome.ys])
-        pairs = [(x, g) for x, g in zip((form.pack(outcome.y1), ys), grads, strict=True) if g is not None]
-        outputs, cotangents = zip(*pairs, strict=True)
-        wanted = [x for x, need in zip(saved, needed, strict=True) if need]
-        try:
-            refuse_counted_twice(wanted)
-        except CannotLower as error:
-            raise GradientError(
-                "create_graph=True: y0 or an argument was computed from a tensor that f uses too, and its gradient would be"
-                " counted twice here. Type engine='eager' or gradient='autograd'."
-            ) from error
-        made = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
+        problem, form = self.problem, self.terms.form
+        y0, data, *times = saved[:6]
+        moving = [t if t is not None and t.requires_grad else None for t in times]
+        if times[2] is not None:  # the grid holds both ends
+            moving[:2] = None, None
+        read = lambda outcome: [form.pack(outcome.y1), *self._outputs(outcome)]
+        shown = grads if problem.t_eval is not None else grads[:1]
+        (grad_y0, *grad_times), known = self.terms.tape(problem, form.unpack(y0, problem.y0), moving, shown, read)
         self.stats.backward = Stats(method=self.stats.method, gradient="autograd (create_graph=True)", engine="eager")
-        return [next(made) if need else None for need in needed]
+        grad_data = None
+        if data is not None:
+            parts = [(x, known.get(id(x))) for x in row_leaves(problem.field.all_args)]
+            grad_data = torch.cat([(torch.zeros_like(x) if g is None else g).reshape(len(x), -1) for x, g in parts], 1)
+        outer = [known.get(id(x)) for x in self.terms.gradients]
+        grad_y0 = None if grad_y0 is None else form.pack(grad_y0)
+        found = [grad_y0, None if grad_data is None else grad_data.to(data.dtype), *grad_times, *outer]
+        return [grad if need else None for grad, need in zip(found, needed, strict=True)]
+
+    def _outputs(self, outcome: Outcome) -> list[Tensor]:
+        """The outputs that were asked for, as the native loops give them."""
+        return [] if self.problem.t_eval is None else [torch.stack([self.terms.form.pack(y) for y in outcome.ys])]
 
     def _report(self) -> None:
         s = self.solve

@@ -12,7 +12,8 @@ from torch import Tensor
 from neurode._loop import Outcome, integrate
 from neurode._problem import Problem
 from neurode._solution import Stats
-from neurode.gradients.inputs import Inputs, Replayed, uncached_autocast
+from neurode.gradients.inputs import Inputs, Replayed, inputs_of, uncached_autocast
+from neurode.gradients.totals import still
 
 # `function(*xs) -> (outs, wanted)`: outs computed on the tape from `xs` cut from what made them, and the tensors that
 # stand for `xs` in that tape, None where one needs no gradient.
@@ -120,6 +121,28 @@ def on_tape(
         return read(outcome), [y0, *cut, *replayed.wanted]
 
     return derivative(solve, xs, grads)
+
+
+def of_native(
+    problem: Problem, y0: Tensor, moving: Sequence[Any], grads: Sequence[Any], read: Callable[[Outcome], list[Tensor]]
+) -> tuple[list[Any], dict[int, Tensor | None]]:
+    """The same for a solve that the fused engine did.
+
+    Args:
+        problem: what was solved.
+        y0: the inner state that it was solved from.
+        moving: t0, t1, grid and t_eval; None for those that need no gradient.
+        grads: cotangents of what `read` returns.
+        read: takes from an outcome what is differentiated.
+
+    Returns:
+        Gradients of `y0` and of `moving`, and those of all that the field depends on, by the identity of the tensors.
+    """
+    inputs = inputs_of(problem, "discrete")
+    times = [still(t) for t in (problem.t0, problem.t1, problem.grid, problem.t_eval)]
+    autocast = ("cpu", False, None)  # the engine takes no solve under another
+    found = on_tape(problem, inputs, autocast, times, [y0, *moving, *inputs.all], grads, read)
+    return found[:5], {id(x): grad for x, grad in zip(inputs.all, found[5:], strict=True)}
 
 
 def recomputed(stats: Stats, strategy: str) -> Stats:
