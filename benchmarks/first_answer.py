@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 
-PROBLEM = "MLP of 3 layers of 64, 128 rows of 8, with gradients: tsit5 at rtol 1e-5 (torch.compile: 20 compiled steps of RK4)"
+PROBLEM = (
+    "MLP of 3 layers of 64, 128 rows of 8, with gradients: tsit5 at rtol 1e-5 (torch.compile: 20 compiled steps of RK4)"
+)
 
 TORCH = """
 import time, torch

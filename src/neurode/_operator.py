@@ -57,7 +57,9 @@ class Request:
         """
         f = self.module()
         if f is None:
-            raise RuntimeError("this compiled graph outlived the vector field that it solves; keep the compiled model instead.")
+            raise RuntimeError(
+                "this compiled graph outlived the vector field that it solves; keep the compiled model instead."
+            )
         return f
 
     def own(self) -> list[Tensor]:
@@ -87,7 +89,7 @@ def _request(f: nn.Module, keys: str, integers: str, floats: str, single: bool, 
     request = Request(weakref.ref(f), options, tuple(integers.split()), tuple(floats.split()), names, per_row, single)
     handle = next(_store.handles)
     _store.requests[handle] = request
-    weakref.finalize(f, _store.requests.pop, handle, None).atexit = False
+    weakref.finalize(f, _store.requests.pop, handle, None)
     return handle
 
 
@@ -281,7 +283,9 @@ def _solve_backward(
 
 
 @_solve_backward.register_fake
-def _(tensors: list[Tensor], grads: list[Tensor], token: Tensor, sizes: list[int], needs: list[bool], *rest: Any) -> list[Tensor]:
+def _(
+    tensors: list[Tensor], grads: list[Tensor], token: Tensor, sizes: list[int], needs: list[bool], *rest: Any
+) -> list[Tensor]:
     return [torch.empty_like(x) for x, need in zip(tensors, needs, strict=True) if need]
 
 
