@@ -35,6 +35,7 @@ bench: .venv/.dev
 # The table of the fused engine's promises, peers beside it in the same run.
 bench-engine: .venv/.peers native
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/engine.py --out benchmarks/results/engine.json
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py --out benchmarks/results/overhead.json
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/training_threads.py --out benchmarks/results/training_threads.json
 
 docs: .venv/.dev

@@ -35,3 +35,16 @@ def test_rows_run_and_every_library_agrees(tmp_path):
             assert f"{peer:22s} not installed" in done.stdout
         asked = {bar["peer"] for bar in row["bars"]} - {"peak", "GFLOP/s"}
         assert all(bar in row["results"] or bar.split(",")[0] in row["absent"] for bar in asked)
+
+
+@pytest.mark.skipif(not available(), reason="the native library is not built; type make native")
+def test_the_parts_of_a_call_are_told_apart(tmp_path):
+    out = tmp_path / "overhead.json"
+    command = [sys.executable, "benchmarks/overhead.py", "--small", "--out", str(out)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 4
+    for row in rows:
+        assert 0 < row["guards"] < row["whole"] and 0 < row["native"] < row["whole"]

@@ -97,7 +97,7 @@ class Fitted:
         plan = self._plan(problem)
         stats.gradient = f"{_words(plan.strategy)} ({self._by}: {plan.reason})"
         if plan.over:
-            warnings.warn(f"memory= cannot be kept: {plan.reason}.", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"memory= cannot be kept: {plan.reason}.", RuntimeWarning, stacklevel=5)
         return plan.strategy.solve(replace(problem, retape=not self.exact), stats)
 
     @property
