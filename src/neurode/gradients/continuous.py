@@ -190,6 +190,8 @@ class _Work:
 
     def at_t1(self, grad: Tensor) -> Tensor:
         """The gradient of t1, which has none where an event ended the solve."""
+        if not self.problem.events:
+            return grad
         status = self.outcome.status
         ended = status == Status.TERMINATED.code if isinstance(status, Tensor) else status is Status.TERMINATED
         return torch.where(ended, 0.0, grad) if isinstance(ended, Tensor) else grad * (not ended)
