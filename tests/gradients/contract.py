@@ -56,7 +56,7 @@ def fine(options: dict[str, Any]) -> dict[str, Any]:
     method = neurode.methods.get(options["method"])
     if method.kind == "reversible":
         return options  # refused, whatever the steps
-    return options | ({"method": "dop853", "rtol": 1e-10, "atol": 1e-10} if method.adaptive else {"steps": 140})
+    return options | ({"method": "dop853", "rtol": 1e-10, "atol": 1e-10} if method.adaptive else {"steps": 200})
 
 
 def coupled(options: dict[str, Any]) -> dict[str, Any]:
