@@ -10,6 +10,7 @@ import torchdiffeq as theirs
 
 import neurode
 import neurode.torchdiffeq as ours
+from neurode.torchdiffeq import _terminal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 
@@ -121,7 +122,7 @@ def test_a_zero_at_the_start_ends_at_once(kwargs):
     assert float(t) == 0.25 and torch.equal(y, torch.zeros(2, 1))
 
 
-def test_refusals():
+def test_refusals(monkeypatch):
     def field(t, y):
         return -y
 
@@ -137,7 +138,9 @@ def test_refusals():
             lib.odeint(field, y0, t, event_fn=event, method="rk4")
         with pytest.raises(AttributeError):
             lib.odeint_event(field, y0, 0.0, event_fn=event)
-    with pytest.raises(RuntimeError, match="Reached maximum number of iterations 20000"):
+    assert _terminal.MAX_GRID_STEPS == 20_000  # theirs; all of them would take half a minute
+    monkeypatch.setattr(_terminal, "MAX_GRID_STEPS", 200)
+    with pytest.raises(RuntimeError, match="Reached maximum number of iterations 200"):
         ours.odeint(field, y0, t, event_fn=event, method="euler", options={"step_size": 0.1})
     with pytest.raises(ValueError, match="dopri5"):
         ours.odeint(field, y0, t, event_fn=event, method="scipy_solver")

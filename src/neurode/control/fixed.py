@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neurode._solution import Status
 from neurode._state import all_finite, number, unreadable
-from neurode.stepping import Interval, Step, places
+from neurode.stepping import Interval, Step, stamped
 
 
 class FloatGrid(list[float]):
@@ -25,7 +25,7 @@ class FloatGrid(list[float]):
     def __init__(self, points: Iterable[float], over: Callable[[float, float], FloatGrid]) -> None:
         super().__init__(points)
         self.over = over
-        self.kept: dict[Any, tuple[Stamps, list[Interval]]] = {}
+        self.kept: dict[Any, tuple[tuple[Tensor, ...], list[Interval]]] = {}
 
     @cached_property
     def tensor(self) -> Tensor:
@@ -41,21 +41,11 @@ class FloatGrid(list[float]):
             if times[0]._version == 0 and not any(t.requires_grad for t in times):
                 return intervals
         with torch.inference_mode(False):
-            times, intervals = stamped(self[: BLOCK + 1], nodes, dtype, device)
+            points = self[: BLOCK + 1]
+            times, intervals = stamped(zip(points, points[1:]), nodes, dtype, device)
         if type(times[0]) is Tensor and not unreadable(times[0]):
             self.kept[key] = times, intervals
         return intervals
-
-
-def stamped(
-    points: list[float], nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Stamps, list[Interval]]:
-    """The intervals between plain numbers, and the times of all their stages, made in one operation."""
-    steps = list(zip(points[:-1], points[1:], strict=True))
-    whole = torch.tensor([t for t0, t1 in steps for t in places(t0, t1, nodes)], dtype=dtype, device=device)
-    times, size = whole.unbind(), len(nodes)
-    stamps = [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
-    return times, [Interval(t0, t1, dtype, stamps=stamp) for (t0, t1), stamp in zip(steps, stamps, strict=True)]
 
 
 def grid_of_steps(t0: Any, t1: Any, steps: int) -> Any:
@@ -82,7 +72,6 @@ def grid_of_size(t0: float, t1: float, step_size: float) -> FloatGrid:
     return FloatGrid([*points, t1], partial(grid_of_size, step_size=step_size))
 
 
-Stamps = tuple[Tensor, ...]
 BLOCK = 64  # steps whose times are made in one operation
 
 
@@ -159,7 +148,7 @@ class FixedPace:
             return self.grid.first(nodes, self.dtype, device)
         points = self.grid[self.index : min(self.index + BLOCK, self.last) + 1]
         if plain and not any(isinstance(t, Tensor) for t in points):
-            return stamped(points, nodes, self.dtype, device)[1]
+            return stamped(zip(points, points[1:]), nodes, self.dtype, device)[1]
         return [self._between(t0, t1) for t0, t1 in zip(points[:-1], points[1:], strict=True)]
 
     def _between(self, t0: Any, t1: Any) -> Interval:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from neurode._state import number
 from neurode.gradients.checkpoints import Checkpoints
 
 
-@dataclass(frozen=True)
-class Stride:
+class Stride(NamedTuple):
     """One accepted step of a joint solve.
 
     Attributes:
@@ -62,8 +61,7 @@ class RowStride:
     caught: int | None = None
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What a step starts from: the state, and the derivatives that a multistep method remembers, or a coupling's second state."""
 
     y: Tensor

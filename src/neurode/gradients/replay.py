@@ -15,8 +15,10 @@ from neurode.gradients.outputs import JointOutputs, RowOutputs
 from neurode.gradients.record import Recorder, RowStride, State, put
 from neurode.gradients.totals import Times
 from neurode.output.events import Events
-from neurode.stepping import COUPLED, Interval, Step, stepper
+from neurode.stepping import COUPLED, Interval, Step, stamped, stepper
 from neurode.stepping.adams import History
+
+BLOCK = 16  # steps whose times are made in one operation
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Replay:
         self.coupled = problem.method.kind in COUPLED
         self.saves = isinstance(problem.t_eval, str)
         self.outputs: Any = None
+        self.quiet: bool | None = None  # whether a step gives nothing but the next state where nothing happens in it
         self.events: Events | None = None
         if problem.events:
             ends = torch.as_tensor(problem.t0, dtype=times.dtype, device=problem.y0.device).detach().reshape(-1)
@@ -163,17 +166,27 @@ class Replay:
 
     def is_plain(self, n: int) -> bool:
         """Whether nothing comes out of step n but the next state, and no end of it moves."""
-        return not (
-            self.moves or self.saves or self.stepper.remembers or self.strides[n].marks or n in self.parts
-        ) and (self.outputs is None or not self.outputs.within(n, self.strides[n]))
+        if self.quiet is None:
+            self.quiet = not (self.moves or self.saves or self.stepper.remembers)
+        return (
+            self.quiet
+            and not (self.strides[n].marks or n in self.parts)
+            and (self.outputs is None or not self.outputs.within(n, self.strides[n]))
+        )
 
     def interval(self, n: int, dtype: torch.dtype) -> Interval:
         """Step n's interval, of constants."""
         stride = self.strides[n]
         return Interval(stride.t0, stride.t1, dtype, *stride.jumps)
 
+    def between(self, n: int, ends: list[Any], dtype: torch.dtype) -> Interval:
+        """Step n's interval between its ends as `_ends` returns them."""
+        if any(isinstance(t, Tensor) for t in ends):
+            return Interval(ends[0], ends[1], dtype, *self.strides[n].jumps)
+        return self.interval(n, dtype)
+
     def _step(self, n: int, state: State, ends: list[Any], times: Any, field: Any) -> Step:
-        interval = Interval(ends[0], ends[1], field.time_dtype, *self.strides[n].jumps)
+        interval = self.between(n, ends, field.time_dtype)
         if self.coupled:
             return self.stepper.step(field, interval, state.y, *state.past)
         return self.stepper.step(field, interval, state.y, History(state.past, times) if state.past else None)
@@ -206,6 +219,7 @@ class JointReplay(Replay):
         super().__init__(problem, *rest)
         self.t1 = number(problem.t1)
         self.outputs = JointOutputs(problem, self.strides) if isinstance(problem.t_eval, Tensor) else None
+        self.block: tuple[int, list[Interval]] = (-1, [])  # from which step on, and the intervals
 
     def lanes(self, n: int) -> tuple[None, None]:
         """See `Replay.lanes`."""
@@ -229,6 +243,22 @@ class JointReplay(Replay):
         if self.coupled:
             return State(step.y1, (step.carry,))
         return State(step.y1, step.carry.ks if self.stepper.remembers and not self._fresh(n + 1) else ())
+
+    def interval(self, n: int, dtype: torch.dtype) -> Interval:
+        """Step n's interval, of constants; the times of the stages of several steps are made together."""
+        stride, nodes = self.strides[n], getattr(self.problem.method, "C", None)
+        if nodes is None or any(stride.jumps):
+            return super().interval(n, dtype)
+        start = n - n % BLOCK
+        if self.block[0] != start:
+            strides = [self.strides[i] for i in range(start, min(start + BLOCK, len(self.strides)))]
+            ends = [(s.t0, s.t1) for s in strides]
+            self.block = start, stamped(ends, nodes, dtype, self.problem.y0.device)[1]
+        made = self.block[1][n - start]
+        times: Any = made.stamps[1]
+        # An `f` may have changed a time in place, or asked for its gradient.
+        spent = times[0]._version or any(t.requires_grad for t in times)
+        return super().interval(n, dtype) if spent else made
 
     def _fresh(self, n: int) -> bool:
         """Whether step n starts without a memory: behind an event or a jump."""

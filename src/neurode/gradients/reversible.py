@@ -195,7 +195,7 @@ class _Retrace(Sweep):
         stepping, B, taken = self.stepper, self.stepper.method.base.B, Taken(y1, ())
         ends = self.replay._ends(n, taken)
         with torch.enable_grad():
-            field, interval, times = self._afresh(stride, rows, ends)
+            field, interval, times = self._afresh(n, rows, ends)
             end = leaf(y1)
             back = stepping.down(field, times, end, interval.h)
             z0 = increment(z1, back, B, -interval.h)
@@ -203,7 +203,7 @@ class _Retrace(Sweep):
             self.inputs.take(rows)
             field = self.inputs.field
             if taken.times:
-                interval, times = self._times(stride, ends)
+                interval, times = self._times(n, ends)
             z = leaf(z0)
             ks = stepping.up(field, times, z, interval.h)
             rest = increment(y1, ks, B, -interval.h)
@@ -245,15 +245,15 @@ class _Retrace(Sweep):
         into = torch.autograd.grad(values, (y1, slope), cotangents, retain_graph=True, allow_unused=True)
         return into[0], into[1]
 
-    def _afresh(self, stride: Any, rows: Any, ends: list[Any]) -> tuple[Any, Interval, tuple[Tensor, ...]]:
+    def _afresh(self, n: int, rows: Any, ends: list[Any]) -> tuple[Any, Interval, tuple[Tensor, ...]]:
         """The field on the rows of a step, its interval and the times of its stages, on the tape."""
         self.inputs.take(rows)
-        return self.inputs.field, *self._times(stride, ends)
+        return self.inputs.field, *self._times(n, ends)
 
-    def _times(self, stride: Any, ends: list[Any]) -> tuple[Interval, tuple[Tensor, ...]]:
+    def _times(self, n: int, ends: list[Any]) -> tuple[Interval, tuple[Tensor, ...]]:
         """The interval of a step, and the times of its stages."""
         dtype = self.inputs.field.time_dtype
-        interval = Interval(ends[0], ends[1], dtype, *stride.jumps)
+        interval = self.replay.between(n, ends, dtype)
         return interval, interval.times(self.stepper.method.C, self.y, dtype)
 
     # ---- a step with events: found again from the states before it
@@ -286,7 +286,7 @@ class _Retrace(Sweep):
         y1, (z1,) = state.y, state.past
         whole = self.replay.interval(n, self.inputs.field.time_dtype)
         ends = [whole.t0, whole.t1]
-        field, interval, times = self._afresh(stride, rows, ends)
+        field, interval, times = self._afresh(n, rows, ends)
         z0 = self.stepper.old_z(z1, self.stepper.down(field, times, y1, interval.h), interval.h)
         y0 = self.stepper.old_y(y1, z0, self.stepper.up(field, times, z0, interval.h), interval.h)
         if lanes is not None:

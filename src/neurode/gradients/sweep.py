@@ -86,8 +86,9 @@ class Sweep:
         here = full if rows is None else [g.index_select(0, rows) for g in full]
         gy, *self.gpast = here if wide is None else [torch.where(wide, g, 0.0) for g in here]
         state = self.replay.state(n, kept)
-        if self.stages is not None and self.replay.stepper.pull_back is not None and self.replay.is_plain(n):
-            new = [self._by_stages(n, rows, state.y, gy)]
+        if not self.replay.coupled and self.replay.is_plain(n):
+            way = self._by_stages if self.stages is not None and self.replay.stepper.pull_back else self._plain
+            new = [way(n, rows, state.y, gy)]
         else:
             new = self._on_tape(n, rows, state, gy)
         if wide is not None:  # rows that did not take the step keep theirs
@@ -105,6 +106,15 @@ class Sweep:
         field, stages = self.inputs.field, self.stages
         interval = self.replay.interval(n, field.time_dtype)
         return self.replay.stepper.pull_back(field, interval, y, gy, lambda t, z, g: stages.vjp(t, z, g)[1])
+
+    def _plain(self, n: int, rows: Tensor | None, y: Tensor, gy: Tensor) -> Tensor:
+        """A step that only the next state comes out of: `_on_tape` without what there is to look for."""
+        y = leaf(y)
+        with torch.enable_grad():
+            self.inputs.take(rows)
+            field: Any = self.stages or self.inputs.field
+            y1 = self.replay.stepper.step(field, self.replay.interval(n, field.time_dtype), y).y1
+        return _or_zero(self._pull([(y1, gy)], [y], [])[0], y)
 
     def _on_tape(self, n: int, rows: Tensor | None, state: State, gy: Tensor) -> list[Tensor]:
         """The whole step on the tape, and its derivative: the gradients of what it starts from."""

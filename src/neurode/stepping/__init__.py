@@ -6,7 +6,7 @@ from typing import Any
 
 from neurode.stepping.adams import AdamsStepper
 from neurode.stepping.explicit import ExplicitStepper
-from neurode.stepping.interval import Interval, places
+from neurode.stepping.interval import Interval, places, stamped
 from neurode.stepping.reversible import ReversibleStepper
 from neurode.stepping.step import Piece, Step
 from neurode.stepping.symplectic import SymplecticStepper
@@ -37,5 +37,6 @@ __all__ = [
     "Step",
     "SymplecticStepper",
     "places",
+    "stamped",
     "stepper",
 ]

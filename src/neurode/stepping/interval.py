@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -97,3 +98,20 @@ class Interval:
     def fraction(self, t: Any) -> Any:
         """Where `t` lies in the interval, 0 at t0 and 1 at t1."""
         return (t - self.t0) / (self.t1 - self.t0)
+
+
+def stamped(
+    ends: Iterable[tuple[float, float]], nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, ...], list[Interval]]:
+    """The intervals between plain numbers, and the times of all their stages, made in one operation.
+
+    Args:
+        ends: of the intervals.
+        nodes: of the stages.
+        dtype, device: of the times.
+    """
+    steps = list(ends)
+    whole = torch.tensor([t for t0, t1 in steps for t in places(t0, t1, nodes)], dtype=dtype, device=device)
+    times, size = whole.unbind(), len(nodes)
+    stamps = [(nodes, times[i : i + size]) for i in range(0, len(times), size)]
+    return times, [Interval(t0, t1, dtype, stamps=stamp) for (t0, t1), stamp in zip(steps, stamps, strict=True)]
