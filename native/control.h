@@ -14,6 +14,16 @@ struct Controller {
     explicit Controller(const nd_solve& solve) : s(solve) {}
 
     int memory() const { return s.derivative != 0 ? 2 : s.proportional != 0 ? 1 : 0; }
+    // Whether the next length is a power of the last error ratio alone, the same after accepted and rejected attempts.
+    bool elementary() const { return memory() == 0 && s.integral == 1 && s.order >= 1; }
+    // What K vectors of error ratios make of the next lengths then, before limits.
+    template <int K> INLINE void powers_of(D (&ratios)[K]) const {
+        UNROLL for (int k = 0; k < K; k++) ratios[k] = greater<double>(d(1e-30), ratios[k]);
+        powers(ratios, -1 / s.order);
+        UNROLL for (int k = 0; k < K; k++) ratios[k] = d(s.safety) * ratios[k];
+    }
+    D grown(D factor) const { return clamp(factor, s.shrink_accepted ? s.min_factor : 1.0, s.max_factor); }
+    D shrunk(D factor) const { return clamp(factor, s.min_factor, 1.0); }
 
     // What these error ratios make of the next length, after an accepted and after a rejected attempt, and their logarithms; given
     // the logarithms of the accepted ratios before.
@@ -26,8 +36,7 @@ struct Controller {
         D logs = vlog(choose<double>(ratio > d(1e-30), ratio, d(1e-30)));
         D up = vexp(d(b2) * before - d(b1) * logs - d(b3) * earlier);
         D down = any<double>(ratio > d(1)) ? vexp(d(-1 / s.order) * logs) : up; // of rejected attempts alone
-        return {clamp(d(s.safety) * up, s.shrink_accepted ? s.min_factor : 1.0, s.max_factor),
-                clamp(d(s.safety) * down, s.min_factor, 1.0), choose<double>(logs > d(LOG_FLOOR), logs, d(LOG_FLOOR))};
+        return {grown(d(s.safety) * up), shrunk(d(s.safety) * down), choose<double>(logs > d(LOG_FLOOR), logs, d(LOG_FLOOR))};
     }
     static constexpr double LOG_FLOOR = -9.210340371976182; // log 1e-4: the least ratio remembered (Hairer's `facold`)
 };
@@ -72,10 +81,12 @@ template <class V> struct Pace {
         auto accepted = ratio <= number(1);
         return s.min_step > 0 ? either(accepted, both(ratio < number(INF), length() <= number(s.min_step))) : accepted;
     }
-    template <class M> void judge(const nd_solve& s, M accepted, V grow, V shrink, V log_ratio) {
+    template <class M> void remember(M accepted, V log_ratio) {
+        history[1] = pick(accepted, history[0], history[1]), history[0] = pick(accepted, log_ratio, history[0]);
+    }
+    template <class M> void judge(const nd_solve& s, M accepted, V grow, V shrink) {
         V one = number(1), most = pick(both(held != number(0), grow > one), one, grow);
         h = length() * pick(accepted, s.hold ? most : grow, shrink);
-        history[1] = pick(accepted, history[0], history[1]), history[0] = pick(accepted, log_ratio, history[0]);
         held = pick(accepted, number(0), one);
         t = pick(accepted, end, t);
     }

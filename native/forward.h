@@ -63,10 +63,11 @@ template <class R> class Forward {
         bases[COTANGENT] = work_.take<R>(numbers_of<R>(program.rows_cotangent, T));
         lanes = work_.take<Lane>(T);
         scale_ = work_.take<R>(3 * tile.N);
+        totals_ = work_.take<R>(numbers_of<R>(1, T));
         points_ = work_.take<double>(size_t(D) * PER_GROUP), unwanted_ = work_.take<R>(D);
         num_groups_ = (T + PER_GROUP - 1) / PER_GROUP;
         groups_ = work_.take<Group>(num_groups_);
-        double** parts[] = {&ratio, &second, &size0_, &size1_, &size2_, &flags_};
+        double** parts[] = {&ratio, &second, &size0_, &size1_, &size2_, &flags_, &factors_};
         for (double** part : parts) *part = work_.take<double>(num_groups_ * PER_GROUP);
         for (int l = 0; l < T; l++) lanes[l] = Lane();
         for (int l = 0; l < num_groups_ * PER_GROUP; l++) for (double** part : parts) (*part)[l] = 0;
@@ -80,8 +81,9 @@ template <class R> class Forward {
                Workspace::size_of<R>(numbers_of<R>(p.rows_saved, T)) + Workspace::size_of<R>(numbers_of<R>(p.rows_forward, T)) +
                Workspace::size_of<R>(numbers_of<R>(p.rows_cotangent, T)) + Workspace::size_of<Lane>(T) +
                Tile<R>::tape_bytes(p, s) + Tile<R>::shared_bytes(p, T) + Workspace::size_of<R>(3 * n) +
+               Workspace::size_of<R>(numbers_of<R>(1, T)) +
                Workspace::size_of<double>(size_t(p.size) * PER_GROUP) + Workspace::size_of<R>(p.size) +
-               6 * Workspace::size_of<double>(T + PER_GROUP) + Workspace::size_of<Group>(T / PER_GROUP + 1) + 4096;
+               7 * Workspace::size_of<double>(T + PER_GROUP) + Workspace::size_of<Group>(T / PER_GROUP + 1) + 4096;
     }
 
     struct Lane {
@@ -172,20 +174,37 @@ template <class R> class Forward {
             }
             return;
         }
-        constexpr int L = LANES<R>;
-        for (int v = 0; v < T; v += L) {
-            Vec<R> total = {};
-            for (int f = group_begin; f < group_end; f++) {
-                ptrdiff_t i = ptrdiff_t(f) * T + v;
+        for (int l = 0; l < T; l++) totals_[l] = 0;
+        switch (count) { // the commoner methods, with their weights in registers
+        case 3: add_errors<3>(w, used, count); break;
+        case 4: add_errors<4>(w, used, count); break;
+        case 5: add_errors<5>(w, used, count); break;
+        case 6: add_errors<6>(w, used, count); break;
+        case 7: add_errors<7>(w, used, count); break;
+        default: add_errors<0>(w, used, count);
+        }
+        for (int v = 0; v < T; v += LANES<R>) store_doubles<R>(to + v, load(totals_ + v));
+    }
+    // Adds the squares to `totals_`. N weights; 0: as many as `count` says.
+    template <int N> void add_errors(const R* w, const int* used, int count) {
+        constexpr int L = LANES<R>, M = N ? N : 1;
+        Vec<R> weight[M], atol = splat<R>(R(s.atol)), rtol = splat<R>(R(s.rtol));
+        for (int j = 0; j < N; j++) weight[j] = splat<R>(w[j]);
+        bool wide = batch.wide_tolerances();
+        for (int f = group_begin; f < group_end; f++) {
+            ptrdiff_t first = ptrdiff_t(f) * T;
+            const R* k[M];
+            for (int j = 0; j < N; j++) k[j] = tile.k + used[j] * tile.N + first;
+            for (int v = 0; v < T; v += L) {
+                ptrdiff_t i = first + v;
                 Vec<R> sum = {};
-                for (int j = 0; j < count; j++) sum += splat<R>(w[j]) * load(tile.k + used[j] * tile.N + i);
-                Vec<R> size = vmax<R>(magnitude<R>(load(tile.y + i)), magnitude<R>(load(tile.y1 + i)));
-                Vec<R> scale = batch.wide_tolerances() ? load(scale_ + i) + load(scale_ + tile.N + i) * size
-                                                       : splat<R>(R(s.atol)) + splat<R>(R(s.rtol)) * size;
-                Vec<R> part = sum * load(tile.h + v) / scale;
-                total += part * part;
+                UNROLL for (int j = 0; j < N; j++) sum += weight[j] * load(k[j] + v);
+                for (int j = 0; N == 0 && j < count; j++) sum += splat<R>(w[j]) * load(tile.k + used[j] * tile.N + i);
+                Vec<R> size = greater<R>(magnitude<R>(load(tile.y + i)), magnitude<R>(load(tile.y1 + i))); // a NaN of y1 stays
+                if (wide) atol = load(scale_ + i), rtol = load(scale_ + tile.N + i);
+                Vec<R> part = sum * load(tile.h + v) / (atol + rtol * size);
+                store(totals_ + v, load(totals_ + v) + part * part);
             }
-            store_doubles<R>(to + v, total);
         }
     }
 
@@ -228,18 +247,38 @@ template <class R> class Forward {
         else if (any_output)
             for (int l = 0; l < T; l += PER_GROUP) outputs_of_lanes(l);
         advance();
+        bool elementary = controller_.elementary();
+        if (elementary) next_factors();
         int ended = 0;
-        for (int l = 0; l < T; l += PER_GROUP) ended += move_on(l);
+        for (int l = 0; l < T; l += PER_GROUP) ended += move_on(l, elementary);
         return ended;
+    }
+    void next_factors() {
+        constexpr int K = 4;
+        int l = 0;
+        for (; l + K * PER_GROUP <= T; l += K * PER_GROUP) next_factors_of<K>(l);
+        for (; l < T; l += PER_GROUP) next_factors_of<1>(l);
+    }
+    template <int K> void next_factors_of(int l) {
+        Doubles x[K];
+        UNROLL for (int k = 0; k < K; k++) x[k] = load(ratio + l + k * PER_GROUP);
+        controller_.powers_of(x);
+        UNROLL for (int k = 0; k < K; k++) store(factors_ + l + k * PER_GROUP, x[k]);
     }
 
     // Takes the lanes of a group to their next attempt, from lane l on; returns how many rows have ended.
-    int move_on(int l) {
+    int move_on(int l, bool elementary) {
         Group& g = groups_[l / PER_GROUP];
         Truths accepted = load(flags_ + l) != d(0);
         Doubles r = load(ratio + l);
-        auto next = controller_.factors(r, g.pace.history[0], g.pace.history[1]);
-        g.pace.judge(s, accepted, next.grow, next.shrink, next.logs);
+        if (elementary) {
+            Doubles factor = load(factors_ + l);
+            g.pace.judge(s, accepted, controller_.grown(factor), controller_.shrunk(factor));
+        } else {
+            auto next = controller_.factors(r, g.pace.history[0], g.pace.history[1]);
+            g.pace.remember(accepted, next.logs);
+            g.pace.judge(s, accepted, next.grow, next.shrink);
+        }
         g.attempts -= g.live, g.accepted -= accepted;
         Truths success = accepted & (g.pace.t == g.pace.goal), stuck = g.pace.stuck();
         Truths spent = g.attempts >= Truths{} + s.max_steps;
@@ -545,6 +584,8 @@ template <class R> class Forward {
     Controller controller_{s};
     double *size0_, *size1_, *size2_; // of the first step
     double* flags_;                   // 1 where a lane's attempt is accepted
+    double* factors_;                 // of the next lengths, before limits
+    R* totals_;                       // of squares, by lane
     double* points_;                  // of the dense output, by feature and lane of a group
     R* unwanted_;                     // where lanes without an output write
     R* scale_; // atol, rtol by feature and lane; scratch

@@ -144,7 +144,8 @@ template <class R> class Joint {
         bool accepted = pace_.accepts(s, r);
         if (accepted) num_accepted_++, leave_step();
         else num_rejected_++, fresh_ = true; // f at the start is known
-        pace_.judge(s, accepted, next.grow[0], finite_ ? next.shrink[0] : s.min_factor, next.logs[0]);
+        pace_.remember(accepted, next.logs[0]);
+        pace_.judge(s, accepted, next.grow[0], finite_ ? next.shrink[0] : s.min_factor);
         if (accepted && pace_.t == pace_.goal) status_ = ND_SUCCESS;
         if (status_ == RUNNING && num_accepted_ + num_rejected_ >= s.max_steps) status_ = ND_MAX_STEPS;
         if (status_ == RUNNING) status_ = propose();

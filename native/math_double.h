@@ -58,11 +58,9 @@ INLINE Reduced reduce_exp(D x) {
 }
 
 // (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2: Taylor series up to r^13, next term 4e-18.
-INLINE D exp_tail(D r) {
-    static const double c[] = {1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,      1.0 / 720,      1.0 / 5040,
-                               1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
-    return horner(c, r);
-}
+constexpr double EXP_TAIL[] = {1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,      1.0 / 720,      1.0 / 5040,
+                              1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+INLINE D exp_tail(D r) { return horner(EXP_TAIL, r); }
 
 // 2^n, n in [-1022, 1023].
 INLINE D power_of_two(M n) { return from_bits<double>((n + Float<double>::bias) << Float<double>::mantissa); }
@@ -108,12 +106,12 @@ INLINE D vexpm1(D x) {
 }
 
 // log(m 2^k): m in [sqrt(1/2), sqrt(2)), f = m - 1, c a correction to f [fdlibm e_log.c].
+constexpr double LOG_ODD[] = {6.666666666666735130e-01, 2.857142874366239149e-01, 1.818357216161805012e-01,
+                              1.479819860511658591e-01};
+constexpr double LOG_EVEN[] = {3.999999999940941908e-01, 2.222219843214978396e-01, 1.531383769920937332e-01};
 INLINE D log_of(D f, D k, D c) {
-    static const double odd[] = {6.666666666666735130e-01, 2.857142874366239149e-01, 1.818357216161805012e-01,
-                                 1.479819860511658591e-01};
-    static const double even[] = {3.999999999940941908e-01, 2.222219843214978396e-01, 1.531383769920937332e-01};
     D s = f / (d(2) + f), z = s * s, w = z * z;
-    D r = z * horner(odd, w) + w * horner(even, w), half = d(0.5) * f * f;
+    D r = z * horner(LOG_ODD, w) + w * horner(LOG_EVEN, w), half = d(0.5) * f * f;
     return k * d(LN2_HIGH) - ((half - (s * (half + r) + (k * d(LN2_LOW) + c))) - f);
 }
 
@@ -121,15 +119,51 @@ struct Parts {
     D mantissa, exponent; // x = mantissa 2^exponent, mantissa in [sqrt(1/2), sqrt(2))
 };
 
+// The bits of the exponent (and of the sign): a logical shift, where AVX2 has no arithmetic one of 64 bits.
+INLINE M exponent_bits(M i) {
+    typedef uint64_t Unsigned __attribute__((vector_size(VECTOR_BYTES)));
+    return (M)((Unsigned)i >> 52);
+}
+
 INLINE Parts split(D x) {
     M tiny = x < d(2.2250738585072014e-308);
     x = choose<double>(tiny, x * d(18014398509481984.0), x); // 2^54: denormals become normal
     // Adding 1 - sqrt(1/2), as bits, carries into the exponent from sqrt(2) on.
     M i = bits<double>(x) + (0x3ff0000000000000LL - 0x3fe6a09e667f3bcdLL);
-    M k = (M)((typename Types<double>::Mask)(i >> 52)) - 1023;
+    M k = exponent_bits(i) - 1023;
     M m = (i & 0x000fffffffffffffLL) + 0x3fe6a09e667f3bcdLL;
     D n = from_bits<double>(k + bits<double>(d(Float<double>::shifter))) - d(Float<double>::shifter);
     return {from_bits<double>(m), choose<double>(tiny, n - d(54), n)};
+}
+
+// x^p for x in [1e-300, inf] and |p| <= 1: what the control of steps needs, without the ends of `vpow`. K vectors go through every
+// operation together, which hides the latency that one after the other would wait for.
+template <int K> INLINE void powers(D (&x)[K], double p) {
+    D f[K], n[K], s[K], z[K], w[K], odd[K], even[K];
+    UNROLL for (int k = 0; k < K; k++) {
+        M i = bits<double>(x[k]) + (0x3ff0000000000000LL - 0x3fe6a09e667f3bcdLL); // as in `split`
+        n[k] = from_bits<double>(exponent_bits(i) + bits<double>(d(Float<double>::shifter))) - d(Float<double>::shifter + 1023);
+        f[k] = from_bits<double>((i & 0x000fffffffffffffLL) + 0x3fe6a09e667f3bcdLL) - d(1);
+    }
+    UNROLL for (int k = 0; k < K; k++) s[k] = f[k] / (d(2) + f[k]);
+    UNROLL for (int k = 0; k < K; k++) z[k] = s[k] * s[k], w[k] = z[k] * z[k];
+    UNROLL for (int k = 0; k < K; k++) odd[k] = d(LOG_ODD[3]), even[k] = d(LOG_EVEN[2]);
+    for (int j = 2; j >= 0; j--)
+        UNROLL for (int k = 0; k < K; k++) odd[k] = odd[k] * w[k] + d(LOG_ODD[j]);
+    for (int j = 1; j >= 0; j--)
+        UNROLL for (int k = 0; k < K; k++) even[k] = even[k] * w[k] + d(LOG_EVEN[j]);
+    UNROLL for (int k = 0; k < K; k++) // log of the mantissa: s (2 + z odd + w even)
+        x[k] = s[k] * (odd[k] * z[k] + (even[k] * w[k] + d(2)));
+    UNROLL for (int k = 0; k < K; k++) x[k] = d(p) * (n[k] * d(LN2_HIGH + LN2_LOW) + x[k]);
+    UNROLL for (int k = 0; k < K; k++) x[k] = greater<double>(d(-700), lesser<double>(d(700), x[k]));
+    UNROLL for (int k = 0; k < K; k++) s[k] = x[k] * d(LOG2_E) + d(Float<double>::shifter), n[k] = s[k] - d(Float<double>::shifter);
+    UNROLL for (int k = 0; k < K; k++) x[k] = (x[k] - n[k] * d(LN2_HIGH)) - n[k] * d(LN2_LOW);
+    UNROLL for (int k = 0; k < K; k++) z[k] = x[k] * x[k], odd[k] = d(EXP_TAIL[11]), even[k] = d(EXP_TAIL[10]);
+    for (int j = 9; j >= 1; j -= 2)
+        UNROLL for (int k = 0; k < K; k++) odd[k] = odd[k] * z[k] + d(EXP_TAIL[j]), even[k] = even[k] * z[k] + d(EXP_TAIL[j - 1]);
+    UNROLL for (int k = 0; k < K; k++) x[k] = d(1) + (x[k] + z[k] * (odd[k] * x[k] + even[k]));
+    UNROLL for (int k = 0; k < K; k++) // times 2^n, straight into the exponent
+        x[k] = from_bits<double>(bits<double>(x[k]) + ((bits<double>(s[k]) - bits<double>(d(Float<double>::shifter))) << 52));
 }
 
 INLINE D log_ends(D x, D y) { // the values at the ends of the domain

@@ -144,10 +144,24 @@ template <class R> INLINE Vec<R> with_sign(Vec<R> v, Mask<R> sign) { return from
 template <class R> INLINE Vec<R> lesser(Vec<R> a, Vec<R> b) {
 #if NEURODE_VECTOR_BYTES == 64
     if constexpr (sizeof(R) == 4) return (Vec<R>)_mm512_min_ps((__m512)a, (__m512)b);
+    else return (Vec<R>)_mm512_min_pd((__m512d)a, (__m512d)b);
 #elif NEURODE_VECTOR_BYTES == 32
     if constexpr (sizeof(R) == 4) return (Vec<R>)_mm256_min_ps((__m256)a, (__m256)b);
+    else return (Vec<R>)_mm256_min_pd((__m256d)a, (__m256d)b);
 #endif
     return a < b ? a : b;
+}
+
+// a > b ? a : b, and so b where either is NaN, in one instruction.
+template <class R> INLINE Vec<R> greater(Vec<R> a, Vec<R> b) {
+#if NEURODE_VECTOR_BYTES == 64
+    if constexpr (sizeof(R) == 4) return (Vec<R>)_mm512_max_ps((__m512)a, (__m512)b);
+    else return (Vec<R>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif NEURODE_VECTOR_BYTES == 32
+    if constexpr (sizeof(R) == 4) return (Vec<R>)_mm256_max_ps((__m256)a, (__m256)b);
+    else return (Vec<R>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#endif
+    return a > b ? a : b;
 }
 
 // a b + c and c - a b, rounded once where the processor can.
