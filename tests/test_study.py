@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import neurode
 from neurode import cli
-from neurode.studies.spirals import Settings, models, run, train
+from neurode.studies.spirals import Settings, models, pictures, run, solvers, train
 
 SMALL = {
     "epochs": 3,
@@ -84,9 +84,13 @@ def test_engines_are_timed_in_the_run_and_differ_by_rounding(finished: pathlib.P
     assert results["models"]["resnet"]["engines"] == ["PyTorch"]
 
 
-def test_a_study_that_asks_for_the_fused_engine_can_measure_everything(tmp_path: pathlib.Path) -> None:
+def test_a_study_that_asks_for_the_fused_engine_can_measure_everything(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some measurements only PyTorch can take: they do, whatever the engine of the training."""
     _need_fused()
+    monkeypatch.setattr(pictures, "FRAMES", 3)  # how many of each is the matter of the tests of the whole run
+    monkeypatch.setattr(solvers, "ADJOINT_STEPS", (20, 40))
     run(Settings(out=tmp_path, engine="fused", **{**SMALL, "epochs": 1}))
     assert json.loads((tmp_path / "results.json").read_text())["models"]["ode-rk4"]["engines"] == ["fused"]
 

@@ -255,7 +255,7 @@ class JointReplay(Replay):
             ends = [(s.t0, s.t1) for s in strides]
             self.block = start, stamped(ends, nodes, dtype, self.problem.y0.device)[1]
         made = self.block[1][n - start]
-        times: Any = made.stamps[1]
+        times = made.times(nodes, self.problem.y0, dtype)
         # An `f` may have changed a time in place, or asked for its gradient.
         spent = times[0]._version or any(t.requires_grad for t in times)
         return super().interval(n, dtype) if spent else made
