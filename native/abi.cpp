@@ -1,6 +1,7 @@
 // The C interface: chooses the engine for the processor once, and hands calls to it.
 #include "abi.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -113,6 +114,10 @@ int64_t nd_forward(void* program, nd_solve* s) {
     s->trace = nullptr;
     int64_t code = guarded(*s, [&](neurode::Watch& watch) { engine_of(p).forward(p, *s, watch); });
     if (code != ND_DONE && s->keep && s->trace) engine_of(p).free_trace(s->trace), s->trace = nullptr;
+    if (code != ND_DONE) return code;
+    const auto most = [&](const int64_t* counts) { return s->rows && counts ? *std::max_element(counts, counts + s->rows) : 0; };
+    s->most_status = most(s->status), s->most_evaluations = most(s->evaluations);
+    s->most_accepted = most(s->accepted), s->most_rejected = most(s->rejected);
     return code;
 }
 int64_t nd_backward(void* program, nd_solve* s) {
@@ -123,6 +128,22 @@ void nd_trace_free(void* program, void* trace) { engine_of(*static_cast<Program*
 void nd_gather(const void* const* from, const int64_t* bytes, int64_t n, void* to) {
     char* out = static_cast<char*>(to);
     for (int64_t i = 0; i < n; out += bytes[i++]) std::memcpy(out, from[i], size_t(bytes[i]));
+}
+int64_t nd_same(int (*next)(void*, intptr_t*, void**, void**), void* const* dicts, int64_t n, void* const* entries,
+                int64_t count) {
+    void* const* const end = entries + 2 * count;
+    const auto meets = [&](void* key, void* value) {
+        if (entries == end || entries[0] != key || entries[1] != value) return false;
+        entries += 2;
+        return true;
+    };
+    for (int64_t i = 0; i < n; i++) {
+        intptr_t place = 0;
+        for (void *key, *value; next(dicts[i], &place, &key, &value);)
+            if (!meets(key, value)) return 0;
+        if (!meets(nullptr, nullptr)) return 0;
+    }
+    return entries == end;
 }
 int64_t nd_ordered(const double* times, int64_t n, double t0, double t1) {
     const double sign = t1 >= t0 ? 1.0 : -1.0;

@@ -9,7 +9,7 @@
 #define NEURODE_EXPORT __attribute__((visibility("default")))
 #endif
 
-#define NEURODE_ABI 5
+#define NEURODE_ABI 6
 
 enum { ND_SUCCESS = 0, ND_MAX_STEPS = 2, ND_UNDERFLOW = 3, ND_NON_FINITE = 4 }; /* Status.code of _solution.py */
 
@@ -66,6 +66,8 @@ typedef struct nd_solve {
     double* grad_eval;           /* num_eval x rows, or null */
     int64_t backward_evaluations; /* set: evaluations of f by tiles, times live lanes */
     int64_t backward_products;    /* the same for vector-Jacobian products */
+    /* ---- set by nd_forward: the largest of all rows */
+    int64_t most_status, most_evaluations, most_accepted, most_rejected;
 } nd_solve;
 
 #ifdef __cplusplus
@@ -98,6 +100,10 @@ NEURODE_EXPORT int64_t nd_backward(void* program, nd_solve* s);
 NEURODE_EXPORT void nd_trace_free(void* program, void* trace);
 /* One array of several, `bytes` of each, without a look at what they hold. */
 NEURODE_EXPORT void nd_gather(const void* const* from, const int64_t* bytes, int64_t n, void* to);
+/* Whether n Python dictionaries hold the `count` entries given, each by the addresses of its key and value, in their order; a pair
+   of nulls ends each dictionary's. `next` is PyDict_Next; the interpreter must be held. */
+NEURODE_EXPORT int64_t nd_same(int (*next)(void*, intptr_t*, void**, void**), void* const* dicts, int64_t n,
+                            void* const* entries, int64_t count);
 /* Whether n times run from t0 to t1 in order, none outside and none NaN. */
 NEURODE_EXPORT int64_t nd_ordered(const double* times, int64_t n, double t0, double t1);
 /* For tests: one pointwise operation over n numbers (aligned to 64 bytes, n a multiple of 64). */

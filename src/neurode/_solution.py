@@ -79,10 +79,12 @@ class Later:
     """
 
     @classmethod
-    def later(cls, make: Callable[[], dict[str, Any]], **now: Any) -> Any:
+    def later(cls, make: Callable[[], dict[str, Any]], now: dict[str, Any]) -> Any:
         """An object with the fields `now`; `make` is called for the others, once."""
         made = object.__new__(cls)
-        made.__dict__.update(now, _make=make)
+        fields = made.__dict__
+        fields.update(now)
+        fields["_make"] = make
         return made
 
     def __getattr__(self, name: str) -> Any:

@@ -147,11 +147,12 @@ def solve(
         _refuse_unknown(unknown)
     known = None
     if not torch.compiler.is_compiling():
+        made = plan.find(f, y0, t_span, t_eval, options)
+        if made is not None:
+            done = made.solve(f, y0, t_span, t_eval, on_failure == "nan" and batch_dim == 0)
+            if done is not None:
+                return _again(made.layout, *done)
         known = plan.ticket(y0, t_span, t_eval, options)
-        if known is not None:
-            found = _again(f, y0, t_span, t_eval, known, on_failure == "nan" and batch_dim == 0)
-            if found is not None:
-                return found
     return _first(f, y0, t_span, t_eval, dict(zip(OPTIONS, options, strict=True)), known)
 
 
@@ -159,22 +160,19 @@ KEYWORDS = [name for name in inspect.signature(solve).parameters if name != "unk
 OPTIONS = [name for name in KEYWORDS if name not in ("f", "y0", "t_span", "t_eval")]
 
 
-def _again(f: Any, y0: Any, t_span: Any, t_eval: Any, known: Any, failing: bool) -> Solution | None:
-    """The solution of a call like one before, see `fused/plan.py`; None where there is no plan for it."""
-    made = plan.find(f, known)
-    done = None if made is None else made.solve(f, y0, t_span, t_eval, failing)
-    if done is None:
-        return None
-    work, y1, ys = done
-    layout, stats = work.problem.layout, work.stats
-    every = y1.unsqueeze(0) if ys is None else ys
+def _again(layout: Layout, work: Any, y1: Tensor, ys: Tensor | None) -> Solution:
+    """The solution of a call like one before, see `fused/plan.py`."""
     rest = partial(_rest, work, y1, ys)
-    return Solution.later(rest, y1=layout.unpack(y1), ys=layout.unpack(every, lead=1), stats=stats)
+    shown = y1 if layout.plain else layout.unpack(y1)
+    if ys is None:
+        return Solution.later(rest, {"y1": shown, "stats": work.stats})
+    return Solution.later(rest, {"y1": shown, "ys": layout.unpack(ys, lead=1), "stats": work.stats})
 
 
 def _rest(work: Any, y1: Tensor, ys: Tensor | None) -> dict[str, Any]:
     """The fields of a solution that few look at."""
-    return vars(_solution_of(work.problem, work.outcome(y1, ys), work.stats))
+    with torch.set_grad_enabled(work.terms.recording):  # as it was when the solve was made, and not as it is now
+        return vars(_solution_of(work.problem, work.outcome(y1, ys), work.stats))
 
 
 def _first(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], known: Any) -> Solution:

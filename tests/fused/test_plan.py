@@ -6,8 +6,11 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
@@ -282,3 +285,150 @@ def test_a_plan_serves_one_kind_of_state(long_ways: list[Any]) -> None:
             assert mine.requires_grad == y.requires_grad
     known = {plan.ticket(y, (0.0, 1.0), None, ()) for y in kinds}
     assert len(known) == 4  # a parameter is like the tensor before it, and strides are read at every call
+
+
+def test_four_threads_solve_by_one_plan_at_once(long_ways: list[Any]) -> None:
+    torch.manual_seed(0)
+    model, states = Model(), [torch.rand(4, 3) for _ in range(4)]
+    expected = [fused(model, y).y1 for y in states]
+    fused(model, states[0])
+    seen = len(long_ways)
+
+    def work(i: int) -> bool:
+        found = []
+        for _ in range(100):
+            solution = fused(model, states[i], (0.0, 1.0) if i % 2 else (0, 1))
+            found.append(torch.equal(solution.y1, expected[i]) and solution.status.codes.tolist() == [0] * 4)
+        return all(found)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert len(long_ways) == seen
+
+
+def test_no_solution_shares_memory_with_another(long_ways: list[Any]) -> None:
+    y, times = torch.rand(4, 3), torch.tensor([0.2, 0.7])
+    solutions = [fused(linear, y, t_eval=times) for _ in range(6)]
+    assert len(long_ways) == 2
+    before = [(s.y1.clone(), s.ys.clone(), s.status.codes.clone(), s.stats.num_evaluations.clone()) for s in solutions]
+    for s in solutions[::2]:
+        for x in (s.y1, s.ys, s.status.codes, s.stats.num_evaluations):
+            x.zero_()
+    for s, then in list(zip(solutions, before, strict=True))[1::2]:
+        now = (s.y1, s.ys, s.status.codes, s.stats.num_evaluations)
+        assert all(map(torch.equal, now, then))
+
+
+def test_gradients_of_solves_by_one_plan_are_apart(long_ways: list[Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+    field = lambda t, y: model(y)
+    states = [torch.rand(4, 3, requires_grad=True) for _ in range(6)]
+    solutions = [fused(field, y) for y in states]
+    assert len(long_ways) == 2
+    for y, solution in list(zip(states, solutions, strict=True))[::-1]:
+        mine = torch.autograd.grad(solution.y1.square().sum(), [y, *model.parameters()])
+        theirs = torch.autograd.grad(eager(field, y, (0.0, 1.0), **RK4).y1.square().sum(), [y, *model.parameters()])
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(mine, theirs, strict=True))
+        assert solution.stats.backward.num_calls > 0
+
+
+class Lists(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = [1.0, 2.0], [3.0]
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -y * sum(self.one) / sum(self.two)
+
+
+class Tables(nn.Module):
+    rate = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = {"a": 1.0, "b": 2.0}, {"c": 3.0}
+        self.ordered = OrderedDict(a=1.0, b=2.0)
+        self.net = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        first, _ = self.ordered.values()
+        return -self.net(y) * sum(self.one.values()) / sum(self.two.values()) * self.rate * first
+
+
+def moved(model: nn.Module) -> None:
+    model.two.insert(0, model.one.pop())
+
+
+def moved_entry(model: nn.Module) -> None:
+    value = model.one.pop("b")
+    held = dict(model.two)
+    model.two.clear()
+    model.two.update({"b": value, **held})
+
+
+def replaced_state(model: nn.Module) -> None:
+    model.net.__dict__ = {**model.net.__dict__, "_modules": {"0": nn.Linear(3, 3)}}
+
+
+def replaced_own_state(model: nn.Module) -> None:
+    model.__dict__ = {**model.__dict__, "one": {"a": 7.0}}
+
+
+SMALL: dict[str, tuple[type[nn.Module], Callable[[Any], Any]]] = {
+    "an item that goes from list to list": (Lists, moved),
+    "an entry that goes from table to table": (Tables, moved_entry),
+    "the order of a table": (Tables, lambda m: m.ordered.move_to_end("a")),
+    "an equal number of another class": (Tables, lambda m: m.one.update(a=True)),
+    "a number of the class": (Tables, lambda m: setattr(Tables, "rate", 2.0)),
+    "the attributes of a part": (Tables, replaced_state),
+    "its own attributes": (Tables, replaced_own_state),
+    "a part renamed": (Tables, lambda m: m.net._modules.update({"9": m.net._modules.pop("1")})),
+    "the class of a weight": (Tables, lambda m: m.net[0]._parameters.update(weight=m.net[0].weight.detach() * 2)),
+    "the memory of a weight": (Tables, lambda m: setattr(m.net[0].weight, "data", torch.rand(3, 3).t())),
+    "a number of a weight": (Tables, lambda m: m.net[0].weight.data.fill_(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_changes_are_seen(name: str, long_ways: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tables, "rate", 1.0)
+    torch.manual_seed(0)
+    kind, change = SMALL[name]
+    model, y = kind(), torch.rand(4, 3)
+    for _ in range(4):
+        fused(model, y)
+    assert len(long_ways) == 2
+    change(model)
+    expected, seen = eager(model, y, (0.0, 1.0), **RK4).y1, len(long_ways)
+    assert torch.allclose(fused(model, y).y1, expected, atol=1e-6)
+    assert (len(long_ways) > seen) == (name != "a number of a weight"), "numbers are read, everything else is guarded"
+    for _ in range(3):
+        assert torch.allclose(fused(model, y).y1, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_facts_of_tensors_are_seen_with_and_without_the_look_of_pytorch(
+    trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not trusted:
+        monkeypatch.setattr(watch, "_trusted", lambda: None)
+    rand = partial(torch.rand, dtype=torch.float32)
+    x = rand(3, 3)
+    made = watch.Watch(linear, watch.parts_of(linear), None)
+    made.tensors = [x]
+    made.settle(lambda _: None)
+    parts = watch.parts_of(linear)
+    assert made.holds(parts) and made.holds(parts)
+    assert (made.alike is not None) == trusted, "PyTorch has changed what its guards look at"
+    for data in (rand(3, 2), rand(3, 3).t(), rand(3, 3).double(), torch._neg_view(rand(3, 3))):
+        kept, x.data = x.data, data
+        assert not made.holds(parts)
+        x.data = kept
+        assert made.holds(parts)
+    x.requires_grad_()
+    assert not made.holds(parts)
+    x.requires_grad_(False)
+    with torch.inference_mode():
+        assert made.holds(parts) and made.holds(parts)
+    assert made.holds(parts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,6 +95,12 @@ class Before:
         with torch.no_grad():
             return self._gather(tensors)
 
+    def bind(self, tensors: Sequence[Tensor]) -> Callable[[], Tensor]:
+        """The same for the present values of these very tensors whenever it is called, as long as their facts are the same."""
+        parts = [*(tensors[i] for i in self.places), self.constants]
+        plain = self.copies and all(x.dtype is self.dtype and x.is_contiguous() and not x.is_neg() for x in parts)
+        return native.gatherer(parts) if plain and self.sources else partial(self, tensors)
+
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         values = _evaluate(self.order, self.constants_of_f, self.positions, tensors, dict(self.literals))
         parts = []
@@ -144,12 +151,12 @@ class After:
         # first call. The graph has no values but these, and what it does to their shapes is always the same.
         self.views: list[Any] | None = None
 
-    @torch.no_grad()
     def __call__(self, accumulators: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients of the wanted tensors, None where there is none."""
         if self.views is not None:
             return [None if view is None else accumulators.as_strided(*view) for view in self.views]
-        made = self._made(accumulators, tensors)
+        with torch.no_grad():
+            made = self._made(accumulators, tensors)
         if all(x is None or _same_memory(x, accumulators) for x in made):
             self.views = [None if x is None else (x.shape, x.stride(), x.storage_offset()) for x in made]
         return made

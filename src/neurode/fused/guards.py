@@ -174,7 +174,6 @@ class Walk:
         self.made.tensors.append(x)
         if self.watch:
             self.watch.tensors.append(x)
-            self.watch.attributes.append((x, "__class__"))
         return ("tensor", type(x), x.dtype, tuple(x.shape), x.device, x.requires_grad, x.layout)
 
     def _object(self, x: Any, kind: type) -> Any:
@@ -461,20 +460,23 @@ def remember_counters(found: dict[tuple[type, str], int]) -> None:
 
 def unusual_surroundings() -> str:
     """Why no program can serve here, whatever f is; empty where one can."""
-    if any(map(_MODULE.get, GLOBAL_HOOKS)):
+    if any(map(_in_module, GLOBAL_HOOKS)):
         return "global module hooks are installed"
-    if torch.is_autocast_enabled("cpu"):
+    if _autocast("cpu"):
         return "autocast is on"
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if _compiling() or _functorch() is not None:
         return "a transformation (torch.compile, torch.func) surrounds the solve"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0:
         return "forward-mode differentiation surrounds the solve"
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if _dispatch_modes() or _function_modes():
         return "a torch function or dispatch mode is active"
     return ""
 
 
-_MODULE = vars(nn.modules.module)
+_in_module = vars(nn.modules.module).__getitem__
+_autocast, _compiling, _forward_ad = torch.is_autocast_enabled, torch.compiler.is_compiling, torch.autograd.forward_ad
+_functorch = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 GLOBAL_HOOKS = (
     "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
 )  # fmt: skip

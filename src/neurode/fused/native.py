@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_double, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -19,11 +20,12 @@ from neurode._errors import InputError
 from neurode.fused.program import Program
 from neurode.fused.refusal import CannotLower
 
-ABI = 5
+ABI = 6
 INTEGERS = (
     "rows", "threads", "t0_step", "t1_step", "stages", "extra", "degree", "fsal", "points", "grid_point_step", "grid_row_step",
     "joint", "num_groups", "rtols_row_step", "rtols_step", "atols_row_step", "atols_step", "hold", "shrink_accepted", "max_steps",
     "num_eval", "eval_point_step", "eval_row_step", "keep", "memory", "backward_evaluations", "backward_products",
+    "most_status", "most_evaluations", "most_accepted", "most_rejected",
 )  # fmt: skip
 NUMBERS = (
     "order", "rtol", "atol", "proportional", "integral", "derivative", "safety", "min_factor", "max_factor",
@@ -35,7 +37,7 @@ grid_row_step joint order rtol atol rtols atols rtols_row_step rtols_step atols_
 integral derivative safety min_factor max_factor hold shrink_accepted first_step min_step max_step stretch
 num_groups groups max_steps t_eval num_eval eval_point_step eval_row_step y1 ys t_end status evaluations accepted
 rejected keep memory trace grad_y1 grad_ys grad_y0 grad_rowdata accumulators grad_t0 grad_t1 grad_grid grad_eval
-backward_evaluations backward_products
+backward_evaluations backward_products most_status most_evaluations most_accepted most_rejected
 """
 FIELDS = tuple(ORDER.split())
 PYTHON = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")  # what nd_python is given
@@ -176,6 +178,7 @@ def _declare(made: Any) -> None:
     made.nd_eval.argtypes = [c_void_p, c_void_p, c_int64, *pointers(4)]
     made.nd_vjp.argtypes = [c_void_p, c_void_p, c_int64, *pointers(8)]
     made.nd_gather.restype, made.nd_gather.argtypes = None, [c_void_p, c_void_p, c_int64, c_void_p]
+    made.nd_same.restype, made.nd_same.argtypes = c_int64, [c_void_p, c_void_p, c_int64, c_void_p, c_int64]
     made.nd_ordered.restype, made.nd_ordered.argtypes = c_int64, [c_void_p, c_int64, c_double, c_double]
     made.nd_peak.restype, made.nd_peak.argtypes = c_double, [c_int64, c_int64]
     made.nd_forward.restype = made.nd_backward.restype = c_int64
@@ -192,12 +195,20 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 def gather(parts: Sequence[Tensor]) -> Tensor:
     """The numbers of contiguous tensors of one dtype as one vector."""
-    sizes = [x.numel() for x in parts]
-    made = torch.empty(sum(sizes), dtype=parts[0].dtype)
-    n, width = len(parts), made.element_size()
-    words = (c_int64 * (2 * n))(*[x.data_ptr() for x in parts], *[size * width for size in sizes])
-    first = ctypes.addressof(words)
-    library().nd_gather(first, first + 8 * n, n, made.data_ptr())
+    return gatherer(parts)()
+
+
+def gatherer(parts: Sequence[Tensor]) -> Callable[[], Tensor]:
+    """What makes one vector of the present numbers of contiguous tensors of one dtype, which keep their sizes."""
+    n, like = len(parts), torch.empty(sum(x.numel() for x in parts), dtype=parts[0].dtype)
+    sizes = (c_int64 * n)(*[x.numel() * x.element_size() for x in parts])
+    pack, take = struct.Struct(f"{n}P").pack, library().nd_gather
+
+    def made() -> Tensor:
+        vector = torch.empty_like(like)
+        take(pack(*[x.data_ptr() for x in parts]), sizes, n, vector.data_ptr())
+        return vector
+
     return made
 
 
