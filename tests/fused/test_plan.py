@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -432,3 +433,28 @@ def test_facts_of_tensors_are_seen_with_and_without_the_look_of_pytorch(
     with torch.inference_mode():
         assert made.holds(parts) and made.holds(parts)
     assert made.holds(parts)
+
+
+@pytest.mark.parametrize("times", [[0.25, 1.0], (0, 0.5), [1]], ids=str)
+@pytest.mark.parametrize("batch_dim", [0, None])
+def test_output_times_may_be_numbers(times: Any, batch_dim: int | None, long_ways: list[Any]) -> None:
+    y = torch.rand(4, 3)
+    first = fused(linear, y, t_eval=times, batch_dim=batch_dim)
+    fused(linear, y, t_eval=times, batch_dim=batch_dim)
+    again = fused(linear, y, t_eval=type(times)(times), batch_dim=batch_dim)
+    assert len(long_ways) == 2
+    assert torch.equal(first.ys, again.ys) and torch.equal(first.ts, again.ts) and first.ts.dtype is again.ts.dtype
+    other = [t / 2 for t in times]
+    assert torch.equal(fused(linear, y, t_eval=other, batch_dim=batch_dim).ts, torch.tensor(other, dtype=torch.float64))
+    for wrong in (
+        [2.0] * len(times),
+        [float("nan")] * len(times),
+        [10**400] * len(times),
+        [True] * len(times),
+        ["a"],
+        [],
+    ):
+        seen = len(long_ways)
+        with contextlib.suppress(ValueError, OverflowError, TypeError, RuntimeError):
+            fused(linear, y, t_eval=wrong, batch_dim=batch_dim)
+        assert len(long_ways) > seen, "answered by the plan"

@@ -33,7 +33,11 @@ def ticket(y0: Any, t_span: Any, t_eval: Any, options: tuple[Any, ...]) -> tuple
     ):
         return None
     outputs = None
-    if t_eval is not None:
+    if type(t_eval) in (tuple, list):
+        if not t_eval or not TIMES.issuperset(map(type, t_eval)):
+            return None
+        outputs = len(t_eval)
+    elif t_eval is not None:
         if type(t_eval) is not Tensor or t_eval.dtype not in REAL or t_eval.requires_grad or t_eval.ndim != 1:
             return None
         outputs = t_eval.shape, t_eval.dtype, t_eval.device

@@ -113,7 +113,10 @@ class Plan:
             if span is None:
                 return None
         if t_eval is not None:
-            t_eval = t_eval.double().contiguous()
+            try:
+                t_eval = torch.as_tensor(t_eval, dtype=torch.float64).contiguous()
+            except (OverflowError, RuntimeError):  # a whole number that no float holds
+                return None
             if not self.terms.machine.library.nd_ordered(t_eval.data_ptr(), len(t_eval), span.start, span.end):
                 return None
         work = Short(self, f, y0, span, t_eval)
