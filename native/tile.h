@@ -52,7 +52,9 @@ constexpr size_t NARROW = 24 * 1024;     // of the 32 KB of a first-level cache:
 constexpr size_t TILE_BYTES = 512 * 1024; // half of the smaller second-level caches of today's processors
 template <class R> int tile_width(const Program& program, int64_t rows) {
     if (one_by_one<R>(program, rows)) return 1;
-    constexpr int least = LANES<R> < 8 ? 8 : LANES<R>;
+    // One row of a tiny field waits for its own operations: idle vectors beside it would only take time. Panels are turned in squares.
+    constexpr int narrowest = LANES<R> < square(R{}) ? square(R{}) : LANES<R>;
+    int least = program.straight && rows <= narrowest ? narrowest : LANES<R> < 8 ? 8 : LANES<R>;
     int most = program.straight ? straight_width<R>(*program.straight, program.size) : program.has_products ? 2 * LANES<R> : 64;
     if (most < least) most = least;
     int T = least;
