@@ -1,6 +1,6 @@
 """Gradients beside their peers: time, memory and error of every strategy and of every peer's, on one trained field in one run.
 
-    python benchmarks/gradients.py [fixed] [adaptive] [memory] [--peers] [--out results.json] [--plots docs/images]
+    python benchmarks/gradients.py [fixed] [adaptive] [memory] [--peers] [--rounds 7] [--out results.json] [--plots docs/images]
 
 The field is that of the spiral classifier, trained, since an untrained one flatters the adjoint; batch 128, float32, one
 thread for everybody. Times are medians of the processor time of interleaved forward and backward passes, ratios medians of
@@ -385,6 +385,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them")
     parser.add_argument("--peers", action="store_true", help="also torchdiffeq, torchode and diffrax, where installed")
+    parser.add_argument("--rounds", type=int, help="of the timed parts; 7 without it")
     parser.add_argument("--small", action="store_true", help="few steps and rounds, to see that it runs")
     parser.add_argument("--field", type=pathlib.Path, help="keep the trained field in this file, for the next part")
     parser.add_argument("--out", type=pathlib.Path, help="read and write the figures as JSON")
@@ -396,7 +397,7 @@ def main() -> None:
     torch.set_num_threads(1)
     contest.one_core()
     peers.setup_jax()
-    rounds, steps = (2, (20, 40)) if asked.small else (7, SWEEP)
+    rounds, steps = (2, (20, 40)) if asked.small else (asked.rounds or 7, SWEEP)
     problem = _kept(asked.field) or trained(iterations=10 if asked.small else 2000)
     if asked.field:
         torch.save((problem.y0, problem.field.state_dict()), asked.field)  # pyrefly: ignore[missing-attribute]

@@ -79,16 +79,28 @@ class Later:
     """
 
     @classmethod
-    def later(cls, make: Callable[[], dict[str, Any]], now: dict[str, Any]) -> Any:
-        """An object with the fields `now`; `make` is called for the others, once."""
+    def later(
+        cls, make: Callable[[], dict[str, Any]], now: dict[str, Any], apart: tuple[str, Callable[[], Any]] | None = None
+    ) -> Any:
+        """An object with the fields `now`; `make` is called for the others, once.
+
+        Args:
+            make: returns them.
+            now: the fields that there are.
+            apart: a field that is made by itself, where it is the first that is looked at.
+        """
         made = object.__new__(cls)
         fields = made.__dict__
         fields.update(now)
-        fields["_make"] = make
+        fields["_make"], fields["_apart"] = make, apart
         return made
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("__"):
+        apart = self.__dict__.get("_apart")
+        if apart is not None and apart[0] == name:
+            with torch.inference_mode(False):
+                self.__dict__[name] = apart[1]()
+        elif not name.startswith("__"):
             self._finish()
         if name not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -102,6 +114,7 @@ class Later:
             for field_, value in found.items():
                 self.__dict__.setdefault(field_, value)
             self.__dict__.pop("_make", None)
+            self.__dict__.pop("_apart", None)
 
     def __getstate__(self) -> dict[str, Any]:
         self._finish()

@@ -165,8 +165,15 @@ def _again(layout: Layout, work: Any, y1: Tensor, ys: Tensor | None) -> Solution
     rest = partial(_rest, work, y1, ys)
     shown = y1 if layout.plain else layout.unpack(y1)
     if ys is None:
-        return Solution.later(rest, {"y1": shown, "stats": work.stats})
+        apart = "ys", partial(_end_alone, layout, work, y1)
+        return Solution.later(rest, {"y1": shown, "stats": work.stats}, apart)
     return Solution.later(rest, {"y1": shown, "ys": layout.unpack(ys, lead=1), "stats": work.stats})
+
+
+def _end_alone(layout: Layout, work: Any, y1: Tensor) -> Any:
+    """The outputs of a solve that was asked for none: its end."""
+    with torch.set_grad_enabled(work.terms.recording):
+        return layout.unpack(y1.unsqueeze(0), lead=1)
 
 
 def _rest(work: Any, y1: Tensor, ys: Tensor | None) -> dict[str, Any]:

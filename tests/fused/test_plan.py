@@ -458,3 +458,16 @@ def test_output_times_may_be_numbers(times: Any, batch_dim: int | None, long_way
         with contextlib.suppress(ValueError, OverflowError, TypeError, RuntimeError):
             fused(linear, y, t_eval=wrong, batch_dim=batch_dim)
         assert len(long_ways) > seen, "answered by the plan"
+
+
+@pytest.mark.parametrize("looked", ["ys", "ts"])
+def test_the_end_as_an_output_is_made_by_itself(looked: str) -> None:
+    y = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    for _ in range(3):
+        solution = fused(linear, y)
+    getattr(solution, looked)
+    assert ("_make" in vars(solution)) == (looked == "ys")
+    assert torch.equal(solution.ys, solution.y1.unsqueeze(0)) and solution.ts.tolist() == [1.0]
+    assert not [name for name in vars(solution) if name.startswith("_")]
+    (grad,) = torch.autograd.grad(solution.ys.sum(), y)
+    torch.testing.assert_close(grad, torch.full_like(y, 0.6065), rtol=1e-3, atol=0)
