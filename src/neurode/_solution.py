@@ -98,8 +98,7 @@ class Later:
     def __getattr__(self, name: str) -> Any:
         apart = self.__dict__.get("_apart")
         if apart is not None and apart[0] == name:
-            with torch.inference_mode(False):
-                self.__dict__[name] = apart[1]()
+            self.__dict__[name] = apart[1]()
         elif not name.startswith("__"):
             self._finish()
         if name not in self.__dict__:

@@ -172,7 +172,9 @@ def _again(layout: Layout, work: Any, y1: Tensor, ys: Tensor | None) -> Solution
 
 def _end_alone(layout: Layout, work: Any, y1: Tensor) -> Any:
     """The outputs of a solve that was asked for none: its end."""
-    with torch.set_grad_enabled(work.terms.recording):
+    if torch.is_grad_enabled() == work.terms.recording and not torch.is_inference_mode_enabled():
+        return layout.unpack(y1.unsqueeze(0), lead=1)
+    with torch.inference_mode(False), torch.set_grad_enabled(work.terms.recording):
         return layout.unpack(y1.unsqueeze(0), lead=1)
 
 
