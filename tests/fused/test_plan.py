@@ -471,3 +471,13 @@ def test_the_end_as_an_output_is_made_by_itself(looked: str) -> None:
     assert not [name for name in vars(solution) if name.startswith("_")]
     (grad,) = torch.autograd.grad(solution.ys.sum(), y)
     torch.testing.assert_close(grad, torch.full_like(y, 0.6065), rtol=1e-3, atol=0)
+
+
+def test_the_end_as_an_output_is_of_the_mode_of_the_solve() -> None:
+    y = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    for _ in range(3):
+        with_tape, in_inference = fused(linear, y), fused(linear, y)
+    with torch.no_grad():
+        assert with_tape.ys.requires_grad
+    with torch.inference_mode():
+        assert in_inference.ys.requires_grad and not in_inference.ys.is_inference()

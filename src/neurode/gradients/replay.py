@@ -66,7 +66,8 @@ class Replay:
         self.coupled = problem.method.kind in COUPLED
         self.saves = isinstance(problem.t_eval, str)
         self.outputs: Any = None
-        self.quiet: bool | None = None  # whether a step gives nothing but the next state where nothing happens in it
+        # Whether a step gives nothing but the next state where nothing happens in it.
+        self.quiet = not (self.moves or self.saves or self.stepper.remembers)
         self.events: Events | None = None
         if problem.events:
             ends = torch.as_tensor(problem.t0, dtype=times.dtype, device=problem.y0.device).detach().reshape(-1)
@@ -166,8 +167,6 @@ class Replay:
 
     def is_plain(self, n: int) -> bool:
         """Whether nothing comes out of step n but the next state, and no end of it moves."""
-        if self.quiet is None:
-            self.quiet = not (self.moves or self.saves or self.stepper.remembers)
         return (
             self.quiet
             and not (self.strides[n].marks or n in self.parts)
