@@ -89,6 +89,11 @@ template <class R> void keep_stages(const Program& p, const nd_solve& s, int T, 
     trace.kept_T = T;
 }
 
+// The same for adaptive steps, whose number is not known before: as many as fit.
+template <class R> void keep_attempts(const Program& p, const nd_solve& s, int T, Trace<R>& trace) {
+    trace.keep_attempts(T, s.stages * numbers_of<R>(p.rows_saved, T), s.memory);
+}
+
 template <class R> void solve_forward(const Program& p, nd_solve& s, neurode::Watch& watch) {
     int T = tile_width<R>(p, s.rows);
     int64_t tiles = (s.rows + T - 1) / T;
@@ -98,6 +103,7 @@ template <class R> void solve_forward(const Program& p, nd_solve& s, neurode::Wa
     s.trace = trace;
     for (int64_t row = 0; row < s.rows; row++) s.evaluations[row] = s.accepted[row] = s.rejected[row] = 0;
     if (trace && s.grid && s.grid_row_step == 0 && !p.straight) keep_stages(p, s, T, *trace);
+    if (trace && !s.grid && !p.straight) keep_attempts(p, s, T, *trace);
     if (joint) {
         Forward<R> f(p, s, trace, T, watch);
         return Joint<R>(f, trace).solve();

@@ -53,7 +53,7 @@ template <class R> class Forward {
   public:
     Forward(const Program& program, nd_solve& solve, Trace<R>* trace, int T, neurode::Watch& watch, int worker = 0)
         : p(program), s(solve), batch(solve, program.size, program.num_rowdata), method(solve), trace_(trace),
-          worker_(worker), patience(watch),
+          slabs_(trace ? trace->slabs(worker) : nullptr), worker_(worker), patience(watch),
           work_(bytes(program, solve, T)), run(program, static_cast<const R*>(solve.uniforms), T, 1, false, work_),
           tile(program, method, run, work_), T(T), D(program.size) {
         group_end = D;
@@ -221,11 +221,12 @@ template <class R> class Forward {
             store(tile.t1 + l, choose<double>(g.live, g.pace.end, g.pace.t));
         }
         tile.set_lengths();
-        stages(s.fsal ? 1 : 0);
+        stages(s.fsal ? 1 : 0, slabs_ ? slabs_->room() : nullptr);
     }
-    void stages(int from) {
-        for (int i = from; i < method.stages; i++) tile.evaluate(i, saved, bases);
-        tile.finish_attempt(saved);
+    // `slab`: where SAVED of all stages goes; null: nobody wants it.
+    void stages(int from, R* slab) {
+        for (int i = from; i < method.stages; i++) tile.evaluate(i, slab ? slab + i * saved_size : saved, bases);
+        tile.finish_attempt(slab ? slab + (method.stages - 1) * saved_size : saved);
     }
 
     // Accepts or rejects every lane's attempt; returns how many rows have ended.
@@ -241,8 +242,7 @@ template <class R> class Forward {
             any_output = any_output || any<double>(accepted & output);
         }
         if (any_output) evaluate_extra();
-        for (int l = 0; l < T && trace_; l++)
-            if (flags_[l] != 0) record(l);
+        if (trace_) record_accepted();
         if (any_output && T == 1) outputs(0);
         else if (any_output)
             for (int l = 0; l < T; l += PER_GROUP) outputs_of_lanes(l);
@@ -293,8 +293,14 @@ template <class R> class Forward {
         return ended;
     }
 
+    void record_accepted() {
+        bool some = false;
+        for (int l = 0; l < T; l++)
+            if (flags_[l] != 0) record(l), some = true;
+        if (some && slabs_) slabs_->keep();
+    }
     void record(int l) {
-        if (trace_) tile.get(tile.y, l, trace_->add(worker_, lanes[l].row, tile.t0[l], tile.t1[l]), D);
+        if (trace_) tile.get(tile.y, l, trace_->add(worker_, lanes[l].row, tile.t0[l], tile.t1[l], l), D);
     }
 
     // The state of lanes that were accepted moves to the end of their step, with the derivative there where it is known.
@@ -559,6 +565,7 @@ template <class R> class Forward {
 
   private:
     Trace<R>* trace_;
+    Slabs<R>* slabs_;
     int worker_;
 
   public:

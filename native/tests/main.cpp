@@ -229,7 +229,7 @@ template <class R> void solve_case(Random& r) {
     std::vector<int64_t> status(rows), evaluations(rows), accepted(rows), rejected(rows);
     s.y1 = y1.data(), s.ys = ys.data(), s.t_end = t_end.data(), s.status = status.data(), s.evaluations = evaluations.data();
     s.accepted = accepted.data(), s.rejected = rejected.data();
-    s.keep = 1, s.memory = r.chance(0.5) ? 0 : int64_t(1) << 28;
+    s.keep = 1, s.memory = r.chance(0.3) ? 0 : r.chance(0.3) ? r.below(1 << 17) : int64_t(1) << 28; // none, some, all stages
     if (nd_forward(h.native, &s)) throw Failure{std::string("forward: ") + nd_error()};
     auto grad_y1 = numbers<R>(r, int64_t(rows) * D), grad_ys = numbers<R>(r, int64_t(E) * rows * D);
     s.grad_y1 = !E || r.chance(0.7) ? grad_y1.data() : nullptr, s.grad_ys = E && r.chance(0.9) ? grad_ys.data() : nullptr;
