@@ -226,10 +226,14 @@ template <class R> class Interpreter {
     }
 
     void look_ahead(const Instruction& i, const Bases<R>& bases, int base, int first, int rows) const {
+        int end = first + rows < i.O ? first + rows : i.O;
         const Operand* read[] = {&i.add, &i.aux};
-        for (const Operand* x : read)
-            for (int r = first; !x->absent() && r < first + rows && r < i.O; r++)
-                prefetch(lane_row(*x, bases, base + r), T_);
+        for (const Operand* x : read) {
+            if (x->absent() || first >= end) continue;
+            if (x->contiguous()) prefetch(lane_row(*x, bases, base + first), ptrdiff_t(end - first) * T_);
+            else
+                for (int r = first; r < end; r++) prefetch(lane_row(*x, bases, base + r), T_);
+        }
     }
 
     void epilogue(const Instruction& i, const Bases<R>& bases, int first, int rows, R* out) {
@@ -380,6 +384,17 @@ template <class R> class Interpreter {
                     ptrdiff_t step = steps[i.x.mapped() ? i.x.map[k * i.m + j] >> SPACE_SHIFT : i.x.space];
                     for (int s = 0; s < stages; s++) sums[ptrdiff_t(k) * LANES<R>] += g[s * step];
                 }
+            return;
+        }
+        if (i.x.contiguous() && i.m == 1) { // biases
+            const R* g = lane_row(i.x, bases, 0);
+            ptrdiff_t step = steps[i.x.space];
+            for (int k = 0; k < i.n; k++, g += T_) {
+                Vec<R> sum = {};
+                for (int s = 0; s < stages; s++)
+                    for (int t = 0; t < T_; t += LANES<R>) sum += load(g + s * step + t);
+                store(sums + ptrdiff_t(k) * LANES<R>, load(sums + ptrdiff_t(k) * LANES<R>) + sum);
+            }
             return;
         }
         for (int s = 0; s < stages; s++) {
