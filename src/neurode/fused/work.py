@@ -67,9 +67,9 @@ def joint_leaves(problem: Problem) -> bool:
 
 
 def state_bytes(problem: Problem) -> int:
-    """Bytes of the record of accepted steps, `(t0, t1, y)` a row and step; for an adaptive method at most."""
+    """Bytes of the record of accepted steps, a state and 40 bytes a row and step; for an adaptive method at most."""
     y0, steps = problem.y0, problem.max_steps if problem.grid is None else len(problem.grid) - 1
-    return steps * (y0.numel() * y0.element_size() + 16 * (problem.rows or 1))
+    return steps * (y0.numel() * y0.element_size() + 40 * (problem.rows or 1))
 
 
 def row_leaves(args: Any) -> list[Tensor]:
@@ -159,10 +159,8 @@ class Terms:
 
 
 def _memory(problem: Problem) -> int:
-    """What is left of the memory given for stages, beside the states of a fixed grid."""
-    if problem.memory is None:
-        return MEMORY
-    return max(0, problem.memory - state_bytes(problem)) if problem.grid is not None else 0
+    """What is left of the memory given for stages, beside the states."""
+    return MEMORY if problem.memory is None else max(0, problem.memory - state_bytes(problem))
 
 
 class Work:
