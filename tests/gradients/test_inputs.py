@@ -269,3 +269,11 @@ def test_an_f_that_overwrites_y_is_refused(strategy: str) -> None:
     with pytest.raises(neurode.FieldError, match=r"in place.*Return a new tensor"):
         options = options_of(strategy, False, {"method": "rk4", "steps": 2})
         neurode.solve(lambda t, y: net(y.mul_(0.5)), torch.ones(4, 3), (0.0, 1.0), **options)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_f_that_overwrites_t_is_refused_where_it_is_evaluated_again(strategy: str) -> None:
+    net = nn.Linear(3, 3)
+    with pytest.raises(GradientError, match=r"changes t in place.*t = t\.clone\(\)"):
+        options = options_of(strategy, False, {"method": "rk4", "steps": 2})
+        neurode.solve(lambda t, y: net(y) * t.add_(1.0), torch.ones(4, 3), (0.0, 1.0), **options)

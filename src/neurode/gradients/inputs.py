@@ -104,20 +104,21 @@ def find_inputs(field: Field, t: Tensor, y: Tensor, strategy: str, more: Any = N
     with torch.enable_grad(), uncached_autocast(autocast_state(y)):
         marker = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
         t, y = t.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
-        inner = y.clone()  # not a leaf: a change of y in place must be seen here, not refused by autograd
+        # Not leaves: a change in place must be seen here, not refused by autograd.
+        when, inner = t.clone(), y.clone()
         try:
             with watch:
-                values = [field(t, inner), *(more(field, t, inner) if more is not None else ())]
+                values = [field(when, inner), *(more(field, when, inner) if more is not None else ())]
         finally:
-            changed = inner._version != 0
-    if changed:
+            changed = [name for name, x in (("t", when), ("y", inner)) if x._version != 0]
+    for name in changed:
         raise GradientError(
-            f"f changes y in place, and gradient={strategy!r} evaluates it again. Write y = y.clone() at the start of f, or"
-            " type gradient='autograd' with an f that leaves y alone."
+            f"f changes {name} in place, and gradient={strategy!r} evaluates it again. Write {name} = {name}.clone() at the"
+            f" start of f, or type gradient='autograd' with an f that leaves {name} alone."
         )
     _refuse_side_effects(watch, before, y, strategy)
     args = tensors_in(field.args)
-    known = {id(t), id(y), id(inner), *map(id, args)}
+    known = {id(t), id(y), id(when), id(inner), *map(id, args)}
     made = [
         x for x, _ in watch.outside.values()
         if id(x) not in known and x.grad_fn is not None and x.requires_grad and x.grad_fn._sequence_nr() < marker
@@ -222,7 +223,8 @@ def refuse_unlisted(values: Tensor | Sequence[Tensor], known: set[int]) -> None:
         if id(leaf) not in known:
             raise GradientError(
                 f"f uses a tensor of shape {tuple(leaf.shape)} that requires grad at some times but not at the start of the"
-                " solve, so that gradient='discrete' did not know of it. Pass it through args, or type gradient='autograd'."
+                " solve, or makes it anew each time (t.requires_grad_() is such a tensor too), so that this strategy did not"
+                " know of it. Pass it through args, or type gradient='autograd'."
             )
 
 
