@@ -225,7 +225,10 @@ template <class R> class Forward {
     }
     // `slab`: where SAVED of all stages goes; null: nobody wants it.
     void stages(int from, R* slab) {
-        for (int i = from; i < method.stages; i++) tile.evaluate(i, slab ? slab + i * saved_size : saved, bases);
+        for (int i = from; i < method.stages; i++) {
+            if (slab && i + 1 < method.stages) run.fetch_meanwhile(slab + (i + 1) * saved_size, saved_size);
+            tile.evaluate(i, slab ? slab + i * saved_size : saved, bases);
+        }
         tile.finish_attempt(slab ? slab + (method.stages - 1) * saved_size : saved);
     }
 
@@ -534,7 +537,11 @@ template <class R> class Forward {
         bool keep = trace_ && trace_->kept;
         int before_end = method.num_before_end();
         if (keep) at = trace_->kept + ((first / T) * (s.points - 1) + point) * before_end * saved_size;
-        for (int i = 0; i < before_end; i++) tile.evaluate(i, keep ? at + i * saved_size : saved, bases);
+        for (int i = 0; i < before_end; i++) {
+            bool last = i + 1 == before_end && point + 2 >= s.points; // of the tile
+            if (keep && !last) run.fetch_meanwhile(at + (i + 1) * saved_size, saved_size);
+            tile.evaluate(i, keep ? at + i * saved_size : saved, bases);
+        }
         tile.finish();
         if (dense)
             for (int i = before_end; i < method.all; i++) tile.evaluate(i, saved, bases);

@@ -213,10 +213,9 @@ template <class R> class Interpreter {
         }
     }
 
-    // Rows that an epilogue reads, on their way from memory while the products before it run.
-    // Memory that the next run will touch, for example the stage before's kept values: it is fetched little by little while the
-    // products run, so that nobody waits for it.
   public:
+    // Memory that the next run will touch, where a stage's values are kept or were kept: it is fetched little by little while the
+    // products run, so that nobody waits for it.
     void fetch_meanwhile(const R* from, ptrdiff_t numbers) { ahead_ = from, ahead_end_ = from + numbers; }
 
   private:
@@ -225,6 +224,7 @@ template <class R> class Interpreter {
         for (int lines = operations / 32; lines >= 0 && ahead_ < ahead_end_; lines--, ahead_ += LINE) __builtin_prefetch(ahead_);
     }
 
+    // Rows that an epilogue reads, on their way from memory while the products before it run.
     void look_ahead(const Instruction& i, const Bases<R>& bases, int base, int first, int rows) const {
         int end = first + rows < i.O ? first + rows : i.O;
         const Operand* read[] = {&i.add, &i.aux};
