@@ -33,6 +33,9 @@ CASES = {
     "rows": dict(method="rk4", steps=40, batch_dim=0),
     "dopri5": dict(method="dopri5", rtol=1e-6),
     "dopri5, rows": dict(method="dopri5", rtol=1e-6, batch_dim=0),
+    "explicit adams": dict(method="explicit_adams", steps=200),
+    "implicit adams": dict(method="implicit_adams", steps=40),
+    "a coupling": dict(method=neurode.Reversible("rk4"), steps=40),
 }
 
 

@@ -22,6 +22,7 @@ from neurode.gradients.features import refuse
 from neurode.gradients.inputs import inputs_of
 from neurode.gradients.rehearsal import rehearse, traceless
 from neurode.gradients.reversible import Retrace
+from neurode.stepping import COUPLED, stepper
 
 STRATEGIES: dict[str, Any] = {
     "autograd": Autograd(),
@@ -137,7 +138,7 @@ class Cost:
 
     Attributes:
         memory: what may be kept.
-        state: of one state.
+        state: of one state, with what a step needs beside it: a coupling's second state, Adams' past derivatives.
         steps: number of steps; of an adaptive method the most that it may take.
         known: whether it takes as many.
         step: of one step on the tape.
@@ -160,12 +161,13 @@ class Cost:
         """Measure one evaluation of `f`, and count."""
         y0, method = problem.y0, problem.method
         evaluation = rehearse(problem.field, _start(problem), y0)
-        state, rows = y0.numel() * y0.element_size(), len(y0) if problem.per_row else 0
-        kept = state * (2 if _times_move(problem) else 1)  # a stage's state; its derivative, where times move
+        one, rows = y0.numel() * y0.element_size(), len(y0) if problem.per_row else 0
+        state = one * _carried(method)
+        kept = one * (2 if _times_move(problem) else 1)  # a stage's state; its derivative, where times move
         stages = method.num_evaluations_per_step
         if problem.t_eval is not None or problem.dense or problem.events:
             stages += getattr(method, "num_dense_evaluations", 0)
-            kept += state  # an interpolant keeps the derivatives
+            kept += one  # an interpolant keeps the derivatives
         assert problem.memory is not None
         return cls(
             memory=problem.memory,
@@ -174,7 +176,7 @@ class Cost:
             known=problem.grid is not None,
             step=stages * (evaluation.tape + kept) + state + rows * 8 * (stages + 4),
             evaluation=max(evaluation.tape, evaluation.peak) + kept,
-            apart=rows * STEP_BYTES + (state if isinstance(problem.t_eval, str) else 0),
+            apart=rows * STEP_BYTES + (one if isinstance(problem.t_eval, str) else 0),
             inputs=2 * _input_bytes(problem),
         )
 
@@ -214,6 +216,13 @@ class Cost:
     @property
     def _all_states(self) -> int:
         return (self.steps + 1) * self.state + self.steps * self.apart
+
+
+def _carried(method: Any) -> int:
+    """How many tensors of the state's size a step starts from."""
+    if method.kind in COUPLED:
+        return 2
+    return method.num_history if stepper(method).remembers else 1
 
 
 def _start(problem: Problem) -> Tensor:
