@@ -152,9 +152,13 @@ def _underfitted(results: dict[str, Any]) -> bool:
 
 
 def _spread_note(seeds: int) -> str:
+    rounding = (
+        " At this learning rate a training can jump and settle elsewhere, and rounding decides which does: the same seed on"
+        " another processor or engine may end ten points apart."
+    )
     if seeds == 1:
-        return "One seed: `--seeds 0 1 2` shows the spread."
-    return f"Mean and standard deviation over {seeds} seeds."
+        return "One seed: `--seeds 0 1 2` shows the spread." + rounding
+    return f"Mean and standard deviation over {seeds} seeds." + rounding
 
 
 def orders(page: Page, results: dict[str, Any], figures: dict[str, pathlib.Path]) -> None:
