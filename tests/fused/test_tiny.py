@@ -10,6 +10,9 @@ from engines import eager, fused
 from torch import Tensor, nn
 
 import neurode
+from neurode.fused import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native library is not built (make native)")
 
 TIMES = torch.tensor([0.0, 0.13, 0.3, 0.31, 0.6, 1.0], dtype=torch.float64)
 

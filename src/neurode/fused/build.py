@@ -88,7 +88,7 @@ class Before:
         """The uniform array for the present values of the tensors from outside."""
         if not self.sources:
             return self.constants
-        if self.copies:
+        if self.copies and native.available():
             parts = [tensors[i] for i in self.places]
             if all(x.dtype is self.dtype and x.is_contiguous() and not x.is_neg() for x in parts):
                 return native.gather([*parts, self.constants])
