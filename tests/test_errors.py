@@ -19,6 +19,7 @@ def late_nan(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 TABLE = {
     "t_span of one number": (dict(t_span=1.0), neurode.InputError, ["t_span is 1.0", "(0.0, 1.0)"]),
     "t_span of one element": (dict(t_span=(1.0,)), neurode.InputError, ["t_span is (1.0,)"]),
+    "t_span of many times": (dict(t_span=torch.linspace(0, 1, 10)), neurode.InputError, ["10 times", "t_eval=t"]),
     "t_span with nan": (dict(t_span=(0.0, float("nan"))), neurode.InputError, ["t1 is nan", "finite"]),
     "t_span of text": (dict(t_span=(0.0, "end")), neurode.InputError, ["t1 is 'end'"]),
     "t1 of three rows": (dict(t_span=(0.0, torch.ones(3))), neurode.InputError, ["t1 has shape (3,)", "batch_dim=0"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,9 @@ def take_rows(args: tuple[Any, ...], index: Tensor | None) -> tuple[Any, ...]:
     return pytree.tree_map(cut, args, is_leaf=is_per_row)
 
 
+_NOTHING: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
+
+
 class Field:
     """`f(t, y, *args)` on the inner state.
 
@@ -78,12 +82,13 @@ class Field:
         self.num_calls = 0
         self.dtype = layout.dtype
         self._lean = False
+        self._first_result: tuple[Callable[[], Tensor | None], int] = _NOTHING
         self._time_tail = layout.time_shape if layout.batched else None
 
     def of(self, f: Callable[..., Any] | None) -> Field:
         """The same for another function, or for none yet."""
         made = object.__new__(Field)
-        made.__dict__.update(self.__dict__, f=f, num_calls=0)
+        made.__dict__.update(self.__dict__, f=f, num_calls=0, _first_result=_NOTHING)
         return made
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
@@ -108,16 +113,40 @@ class Field:
 
     def _call(self, t: Tensor, y: Tensor) -> Tensor:
         """An evaluation that has something to turn into what `f` takes, or to look at."""
-        first = self.num_calls == 1 and not unreadable(y) and not y.is_inference()
+        looked_at = self.num_calls <= 2 and not unreadable(y) and not y.is_inference()
+        first = looked_at and self.num_calls == 1
         before = y._version if first else 0
-        dy = self.layout.derivative(self._result(t, y)[0], y)
+        when = (
+            t.clone() if first and self._time_tail is not None else t
+        )  # rows may share a time, or have the user's own
+        dy = self.layout.derivative(self._result(when, y)[0], y)
         if first and y._version != before:  # a solver goes on using it
             raise FieldError(
                 "f(t, y) changed y in place, which the solver goes on using. Return a new tensor: type -y, not y.neg_()."
             )
+        if when is not t and when._version:
+            raise FieldError(
+                "f(t, y) changed t in place, which the solver goes on using. Make a new tensor: type t = t + 1, not t += 1."
+            )
+        if looked_at and not unreadable(dy) and not dy.is_inference():
+            self._compare_with_first(dy)
         # Where nothing has to be packed, later evaluations are looked at for type, dtype and shape alone.
-        self._lean = self.layout.plain and not self.has_aux
+        self._lean = self.layout.plain and not self.has_aux and self.num_calls > 1
         return dy
+
+    def _compare_with_first(self, dy: Tensor) -> None:
+        """Refuse an `f` whose second call writes to what the first one returned: a solver still needs that."""
+        if self.num_calls == 1:
+            self._first_result = weakref.ref(dy), dy._version
+            return
+        result, version = self._first_result
+        self._first_result = _NOTHING
+        known = result()
+        if known is not None and known._version != version:
+            raise FieldError(
+                "f(t, y) overwrote the tensor that it had returned before, and the solver needs both. Return a new tensor:"
+                " type return buffer.clone()."
+            )
 
     def row_time(self, t: Tensor, y: Tensor) -> Tensor:
         """Times as `f` gets them with rows: `(rows, 1, ..., 1)`, of the rank of the state."""

@@ -31,7 +31,11 @@ def read_span(t_span: Any, layout: Layout, rows: int, per_row: bool) -> tuple[An
     if isinstance(t_span, Tensor) and t_span.ndim >= 1:
         t_span = tuple(t_span.unbind(0))
     if not isinstance(t_span, (tuple, list, Sequence)) or isinstance(t_span, str) or len(t_span) != 2:
-        raise InputError(f"t_span is {_show(t_span)}; it must be two times, such as t_span=(0.0, 1.0).")
+        more = isinstance(t_span, (tuple, list)) and len(t_span) > 2
+        raise InputError(
+            f"t_span is {f'{len(t_span)} times' if more else _show(t_span)}; it must be two, such as t_span=(0.0, 1.0)."
+            + (" For the state at all of them type t_span=(t[0], t[-1]), t_eval=t." if more else "")
+        )
     ends = [_read_end(name, t, layout, rows) for name, t in zip(("t0", "t1"), t_span, strict=True)]
     wide = any(isinstance(t, Tensor) and t.ndim == 1 for t in ends)
     if wide or (per_row and layout.batched):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -297,3 +298,25 @@ def test_times_that_f_changes_or_follows_do_not_reach_the_next_solve():
     for f in (rude, greedy, plain):
         assert torch.equal(solve(f).y1, want)
     assert not solve(plain).y1.requires_grad
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "explicit_adams"])
+@pytest.mark.parametrize("batch_dim", [None, 0])
+def test_an_f_that_overwrites_what_it_returned_is_refused(method: str, batch_dim: int | None) -> None:
+    """The solver combines several derivatives: a buffer that every call fills would be all of them."""
+    buffer = torch.zeros(3, 2)
+    constant = torch.ones(3, 2)
+    options = {"method": method, "batch_dim": batch_dim} | ({} if method == "dopri5" else {"steps": 5})
+    with torch.no_grad(), pytest.raises(neurode.FieldError, match=r"overwrote.*buffer\.clone\(\)"):
+        neurode.solve(lambda t, y: buffer.copy_(-y), torch.ones(3, 2), (0.0, 1.0), **options)
+    same = neurode.solve(lambda t, y: constant, torch.zeros(3, 2), (0.0, 1.0), **options).y1
+    torch.testing.assert_close(same, torch.ones(3, 2))  # a tensor that nobody writes to may be returned again
+
+
+@pytest.mark.parametrize("t_span", [(0.0, 1.0), (torch.tensor([0.0, 0.1]), torch.tensor([1.0, 2.0]))])
+def test_an_f_that_overwrites_the_times_of_rows_is_refused(t_span: Any) -> None:
+    """They are shared, or the user's own."""
+    before = [torch.as_tensor(t).clone() for t in t_span]
+    with pytest.raises(neurode.FieldError, match=r"changed t in place.*t = t"):
+        neurode.solve(lambda t, y: -y * t.add_(1.0), torch.ones(2, 1), t_span, method="rk4", steps=3, batch_dim=0)
+    assert all(torch.equal(torch.as_tensor(t), old) for t, old in zip(t_span, before, strict=True))
