@@ -32,7 +32,6 @@ template <class R> class Backward {
         times_ = wants_times(s);
         next_ = work_.take<double>(T + LANES<double>);
         for (int l = 0; l < T + LANES<double>; l++) next_[l] = NAN;
-        slabs_ = work_.take<R*>(T), columns_ = work_.take<int64_t>(T);
         nothing_ = work_.take<R>(D);
         for (int f = 0; f < D; f++) nothing_[f] = 0;
         code_ = straight(p, s);
@@ -48,7 +47,6 @@ template <class R> class Backward {
                Workspace::size_of<R>(numbers_of<R>(p.num_rowdata, T)) +
                Workspace::size_of<Lane>(T) + 2 * Workspace::size_of<double>(T) +
                Workspace::size_of<double>(T + LANES<double>) + Workspace::size_of<R>(p.size) +
-               Workspace::size_of<R*>(T) + Workspace::size_of<int64_t>(T) +
                tape_bytes(p, s, T) + 4096;
     }
     static bool wants_times(const nd_solve& s) { return s.grad_t0 || s.grad_t1 || s.grad_grid || s.grad_eval; }
@@ -215,7 +213,6 @@ template <class R> class Backward {
             const Step* step = trace_.at(lane.step);
             tile.t0[l] = step->t0, tile.t1[l] = step->t1;
             tile.put(tile.y, l, step->y, D);
-            slabs_[l] = trace_.slab_of(lane.step), columns_[l] = step->lane;
             if (lanes_[l].row < 0) {
                 tile.copy_lane(tile.rowdata, live, l, batch.A);
                 for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] = 0;
@@ -242,7 +239,12 @@ template <class R> class Backward {
     }
 
     void replay(int n) {
-        if (!times_ && trace_.kept_T == T && n <= method.stages && replay_slabs(n)) return;
+        if (R* slab = n <= method.stages && !times_ ? slab_of_lanes() : nullptr) {
+            saved_ = slab;
+            tile.evaluate(0, saved_, bases_); // f at the start, which the step before had
+            evaluations += T - idle();
+            return;
+        }
         bool kept = kept_ && !times_ && n == method.num_before_end();
         if (kept) {
             int live = 0;
@@ -255,41 +257,17 @@ template <class R> class Backward {
         evaluations += int64_t(n) * (T - idle());
     }
 
-    // Takes SAVED from the slabs of the lanes' attempts; false where some of it was not kept. The first stage was evaluated in the
-    // step before, and is evaluated again.
-    bool replay_slabs(int n) {
-        bool in_place = true; // all in one slab, in their own columns; under one step idle lanes are copies of live ones
-        for (int l = 0; l < T; l++) {
-            if (!slabs_[l]) return false;
-            in_place = in_place && slabs_[l] == slabs_[0] && (lanes_[l].row >= 0 ? columns_[l] == l : s.joint != 0);
+    // SAVED of the steps that the lanes are in, where the way forward kept all of them and in the same lanes; else null. Idle lanes
+    // hold numbers of rows that are needed yet, but under one step, where they are copies of live ones.
+    R* slab_of_lanes() const {
+        if (!trace_.slabs || trace_.kept_T != T) return nullptr;
+        int64_t first = lanes_[0].row >= 0 ? trace_.at(lanes_[0].step)->place : -1;
+        if (first < 0 || first % T != 0) return nullptr;
+        for (int l = 1; l < T; l++) {
+            if (lanes_[l].row < 0 && s.joint) continue;
+            if (lanes_[l].row < 0 || trace_.at(lanes_[l].step)->place != first + l) return nullptr;
         }
-        saved_ = in_place ? slabs_[0] : own_saved_;
-        if (!in_place) gather_slabs(n);
-        tile.evaluate(0, saved_, bases_);
-        evaluations += T - idle();
-        return true;
-    }
-    // Lanes that keep their column come a whole row at a time, one slab after the other; the others number by number.
-    void gather_slabs(int n) {
-        const ptrdiff_t first = saved_step_, end = n * saved_step_;
-        for (int l = 0; l < T; l++) {
-            const R* slab = slabs_[l];
-            int before = 0;
-            while (before < l && slabs_[before] != slab) before++;
-            if (before < l) continue; // done with lane `before`
-            if (l == 0) std::memcpy(own_saved_ + first, slab + first, (end - first) * sizeof(R));
-            else merge(slab, first, end);
-        }
-        for (int l = 0; l < T; l++)
-            for (ptrdiff_t i = first; i < end && columns_[l] != l; i += T) own_saved_[i + l] = slabs_[l][i + columns_[l]];
-    }
-    void merge(const R* slab, ptrdiff_t first, ptrdiff_t end) {
-        for (int v = 0; v < T; v += LANES<R>) {
-            Mask<R> mine;
-            for (int i = 0; i < LANES<R>; i++) mine[i] = slabs_[v + i] == slab ? -1 : 0;
-            if (!any<R>(mine)) continue;
-            for (ptrdiff_t i = first + v; i < end; i += T) store(own_saved_ + i, choose<R>(mine, load(slab + i), load(own_saved_ + i)));
-        }
+        return trace_.slabs->at(first / T);
     }
 
     // Cotangents of the outputs in the lanes' steps, onto the states at their starts (and ends), the stages and the times.
@@ -451,8 +429,6 @@ template <class R> class Backward {
     R* grad_rowdata_;
     Lane* lanes_;
     double *gt0_, *gt1_; // of the interval's ends
-    R** slabs_;        // of the lanes' attempts, null where SAVED of their stages was not kept, and their columns there
-    int64_t* columns_;
     double* next_; // the time of every lane's next output
     R* nothing_;   // the cotangent of an output that is not there
     typedef typename BackTape<R>::Rows TapeRows;

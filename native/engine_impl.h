@@ -91,7 +91,8 @@ template <class R> void keep_stages(const Program& p, const nd_solve& s, int T, 
 
 // The same for adaptive steps, whose number is not known before: as many as fit.
 template <class R> void keep_attempts(const Program& p, const nd_solve& s, int T, Trace<R>& trace) {
-    trace.keep_attempts(T, s.stages * numbers_of<R>(p.rows_saved, T), s.memory);
+    trace.slabs = new Slabs<R>(T, s.stages * numbers_of<R>(p.rows_saved, T), s.memory);
+    trace.kept_T = T;
 }
 
 template <class R> void solve_forward(const Program& p, nd_solve& s, neurode::Watch& watch) {
@@ -103,7 +104,8 @@ template <class R> void solve_forward(const Program& p, nd_solve& s, neurode::Wa
     s.trace = trace;
     for (int64_t row = 0; row < s.rows; row++) s.evaluations[row] = s.accepted[row] = s.rejected[row] = 0;
     if (trace && s.grid && s.grid_row_step == 0 && !p.straight) keep_stages(p, s, T, *trace);
-    if (trace && !s.grid && !p.straight) keep_attempts(p, s, T, *trace);
+    // Rows with steps of their own are dealt to threads in another order on the way back.
+    if (trace && !s.grid && (joint || threads == 1) && !p.straight) keep_attempts(p, s, T, *trace);
     if (joint) {
         Forward<R> f(p, s, trace, T, watch);
         return Joint<R>(f, trace).solve();
@@ -126,8 +128,8 @@ template <class R> void solve_forward(const Program& p, nd_solve& s, neurode::Wa
 constexpr int64_t MOST_PARTS = 64;                 // of a batch, each with parameter gradients of its own
 constexpr size_t MOST_SUMS = size_t(64) << 20;     // bytes that these may take
 
-// Tiles of a fixed grid are gathered in parts whatever the number of threads, and the parts are added in order: so the gradients do
-// not depend on it. Rows with their own steps are dealt to the threads in turn, so that each has long and short ones.
+// Where rows share their steps, tiles are gathered in parts whatever the number of threads, and the parts are added in order: so the
+// gradients do not depend on it. Rows with their own steps are dealt to the threads in turn, so that each has long and short ones.
 template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::Watch& watch) {
     const Trace<R>& trace = *static_cast<const Trace<R>*>(s.trace);
     Backward<R>::clear_outputs(p, s);
@@ -142,7 +144,8 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
     double cost = (cost_of(p.forward) + cost_of(p.backward) + cost_of(p.gradient)) * live * evaluations_of(s);
     int threads = threads_for(s.threads, tiles, cost);
     int64_t parts = threads;
-    if (s.grid) {
+    bool shared = s.grid || s.joint;
+    if (shared) {
         int64_t fit = int64_t(MOST_SUMS / (size * sizeof(R) + 1)) + 1;
         parts = tiles < MOST_PARTS ? tiles : MOST_PARTS;
         parts = parts < fit ? parts : fit;
@@ -158,7 +161,7 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
             R* own = sums + i * size;
             std::memset(own, 0, size * sizeof(R));
             int64_t end = (i + 1) * tiles / parts * T;
-            if (s.grid) back.rows(order, i * tiles / parts * T, end < live ? end : live, 1, kept, own);
+            if (shared) back.rows(order, i * tiles / parts * T, end < live ? end : live, 1, kept, own);
             else back.rows(order, i, live, parts, false, own);
         }
         evaluations.add(back.evaluations), products.add(back.products);

@@ -53,7 +53,7 @@ template <class R> class Forward {
   public:
     Forward(const Program& program, nd_solve& solve, Trace<R>* trace, int T, neurode::Watch& watch, int worker = 0)
         : p(program), s(solve), batch(solve, program.size, program.num_rowdata), method(solve), trace_(trace),
-          slabs_(trace ? trace->slabs(worker) : nullptr), worker_(worker), patience(watch),
+          worker_(worker), patience(watch),
           work_(bytes(program, solve, T)), run(program, static_cast<const R*>(solve.uniforms), T, 1, false, work_),
           tile(program, method, run, work_), T(T), D(program.size) {
         group_end = D;
@@ -132,12 +132,15 @@ template <class R> class Forward {
         int live = 0;
         bool idle = true;
         while (true) {
+            if (live == 0) in_step_ = true;
             for (int l = 0; l < T && idle; l++)
                 while (lanes[l].row < 0 && next < s.rows) live += take_row(l, next, f0, lengths), next = rows.take();
             if (!live) break;
+            in_step_ = in_step_ && live == T;
             patience.step();
             attempt();
             int ended = judge();
+            in_step_ = in_step_ && (ended == 0 || ended == live);
             live -= ended, idle = ended > 0;
         }
     }
@@ -221,10 +224,11 @@ template <class R> class Forward {
             store(tile.t1 + l, choose<double>(g.live, g.pace.end, g.pace.t));
         }
         tile.set_lengths();
-        stages(s.fsal ? 1 : 0, slabs_ ? slabs_->room() : nullptr);
+        stages(s.fsal ? 1 : 0, trace_ && trace_->slabs && in_step_ ? trace_->slabs->room() : nullptr);
     }
     // `slab`: where SAVED of all stages goes; null: nobody wants it.
     void stages(int from, R* slab) {
+        slab_ = slab;
         for (int i = from; i < method.stages; i++) {
             if (slab && i + 1 < method.stages) run.fetch_meanwhile(slab + (i + 1) * saved_size, saved_size);
             tile.evaluate(i, slab ? slab + i * saved_size : saved, bases);
@@ -297,14 +301,18 @@ template <class R> class Forward {
     }
 
     void record_accepted() {
-        bool some = false;
+        int accepted = 0;
+        for (int l = 0; l < T; l++) accepted += flags_[l] != 0;
+        in_step_ = in_step_ && (accepted == 0 || accepted == T);
+        if (!in_step_) slab_ = nullptr; // the way back, which has the ends of rows together, could not take it as it lies
         for (int l = 0; l < T; l++)
-            if (flags_[l] != 0) record(l), some = true;
-        if (some && slabs_) slabs_->keep();
+            if (flags_[l] != 0) record(l);
+        if (accepted && slab_) trace_->slabs->keep();
     }
     void record(int l) {
-        if (trace_) tile.get(tile.y, l, trace_->add(worker_, lanes[l].row, tile.t0[l], tile.t1[l], l), D);
+        if (trace_) tile.get(tile.y, l, trace_->add(worker_, lanes[l].row, tile.t0[l], tile.t1[l], place(l)), D);
     }
+    int64_t place(int l) const { return slab_ ? trace_->slabs->place(l) : -1; } // of SAVED of the present attempt
 
     // The state of lanes that were accepted moves to the end of their step, with the derivative there where it is known.
     void advance() {
@@ -572,7 +580,8 @@ template <class R> class Forward {
 
   private:
     Trace<R>* trace_;
-    Slabs<R>* slabs_;
+    R* slab_ = nullptr;    // of the present attempt
+    bool in_step_ = false; // whether the rows of all lanes began together, and were accepted and rejected together since
     int worker_;
 
   public:

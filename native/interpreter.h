@@ -226,14 +226,10 @@ template <class R> class Interpreter {
 
     // Rows that an epilogue reads, on their way from memory while the products before it run.
     void look_ahead(const Instruction& i, const Bases<R>& bases, int base, int first, int rows) const {
-        int end = first + rows < i.O ? first + rows : i.O;
         const Operand* read[] = {&i.add, &i.aux};
-        for (const Operand* x : read) {
-            if (x->absent() || first >= end) continue;
-            if (x->contiguous()) prefetch(lane_row(*x, bases, base + first), ptrdiff_t(end - first) * T_);
-            else
-                for (int r = first; r < end; r++) prefetch(lane_row(*x, bases, base + r), T_);
-        }
+        for (const Operand* x : read)
+            for (int r = first; !x->absent() && r < first + rows && r < i.O; r++)
+                prefetch(lane_row(*x, bases, base + r), T_);
     }
 
     void epilogue(const Instruction& i, const Bases<R>& bases, int first, int rows, R* out) {

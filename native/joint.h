@@ -8,7 +8,7 @@ namespace NEURODE_NAMESPACE {
 template <class R> class Joint {
   public:
     Joint(Forward<R>& forward, Trace<R>* trace)
-        : f(forward), s(forward.s), trace_(trace), slabs_(trace ? trace->slabs(0) : nullptr), T(f.T), D(f.D), N(f.tile.N), num_tiles_((s.rows + T - 1) / T),
+        : f(forward), s(forward.s), trace_(trace), slabs_(trace ? trace->slabs : nullptr), T(f.T), D(f.D), N(f.tile.N), num_tiles_((s.rows + T - 1) / T),
           work_(num_tiles_ * slot_bytes() + 64) {
         slots_ = work_.take<Slot>(num_tiles_);
         for (int64_t i = 0; i < num_tiles_; i++) {
@@ -172,7 +172,7 @@ template <class R> class Joint {
                 for (int q = f.method.stages; q < f.method.all; q++) f.tile.evaluate(q, f.saved, f.bases);
             for (int l = 0; l < live(i); l++) {
                 int64_t row = i * T + l;
-                if (trace_) f.tile.get(f.tile.y, l, trace_->add(0, row, t0, t1, l), D);
+                if (trace_) f.tile.get(f.tile.y, l, trace_->add(0, row, t0, t1, slabs_ ? slabs_->place(l) : -1), D);
                 if (inside) f.tile.begin_dense(l);
                 for (int64_t j = output_; j < next; j++) {
                     double t = f.batch.t_eval(j, 0);

@@ -7,29 +7,30 @@
 
 namespace NEURODE_NAMESPACE {
 
-// SAVED of all stages of one attempt of a tile after the other, as long as memory lasts.
+// SAVED of all stages of one attempt of a tile of T rows after the other, as long as memory lasts.
 template <class R> class Slabs {
   public:
     // `numbers`: of a slab, a multiple of a vector; `memory`: bytes that all of them may take.
-    Slabs(ptrdiff_t numbers, int64_t memory) : numbers_(numbers), most_(memory / int64_t(numbers * sizeof(R))) {}
+    Slabs(int T, ptrdiff_t numbers, int64_t memory)
+        : T_(T), numbers_(numbers), most_(memory / int64_t(numbers * sizeof(R))) {}
     ~Slabs() {
         for (int c = 0; c < num_chunks_; c++) neurode::give_block(chunks_[c], capacities_[c]);
     }
     Slabs(const Slabs&) = delete;
     Slabs& operator=(const Slabs&) = delete;
 
-    int64_t count() const { return count_; }
-    // The slab `ahead` of those that are kept, to be written; null where memory does not last.
+    // The slab `ahead` of the next one, to be written; null where memory does not last.
     R* room(int64_t ahead = 0) {
         int64_t number = count_ + ahead;
         if (number >= most_) return nullptr;
         while (number >= first_of(num_chunks_)) grow();
         return at(number);
     }
+    // Where a lane of the next slab is to be found later; -1 where memory does not last.
+    int64_t place(int lane) const { return count_ < most_ ? count_ * T_ + lane : -1; }
     // Keeps what was written to the next slab; without it the next attempt writes there again.
     void keep() { count_++; }
     R* at(int64_t number) const {
-        if (number >= most_) return nullptr;
         int c = 0;
         while (number >= first_of(c + 1)) c++;
         return static_cast<R*>(chunks_[c]) + (number - first_of(c)) * numbers_;
@@ -47,6 +48,7 @@ template <class R> class Slabs {
         num_chunks_++;
     }
 
+    int T_;
     ptrdiff_t numbers_;
     int64_t most_, count_ = 0;
     int num_chunks_ = 0;

@@ -10,13 +10,12 @@ namespace NEURODE_NAMESPACE {
 
 // Steps of all rows in the order in which they were accepted, in chunks that are never moved; every thread that solves rows has
 // a shelf of its own. A step is the interval, the state at its start, the number of the same row's step before (-1: none), and
-// where SAVED of its stages is: column `lane` of a slab of the shelf.
+// where SAVED of its stages is: the slab of its attempt times T, and its lane (-1: not kept).
 template <class R> class Trace {
   public:
     struct Step {
-        int64_t previous;
+        int64_t previous, place;
         double t0, t1;
-        int64_t slab, lane; // of its attempt (slab -1: not kept)
         R y[1]; // `size` numbers in fact
     };
 
@@ -36,13 +35,12 @@ template <class R> class Trace {
     Trace& operator=(const Trace&) = delete;
 
     // A new step of `row` on the shelf; the caller writes its state.
-    R* add(int shelf, int64_t row, double t0, double t1, int64_t lane) {
+    R* add(int shelf, int64_t row, double t0, double t1, int64_t place) {
         Shelf& to = shelves_[shelf];
         if (to.count == to.num_chunks << shift_) grow(to);
         int64_t number = to.count++ * num_shelves_ + shelf;
         Step* step = at(number);
-        step->previous = last_[row], step->t0 = t0, step->t1 = t1;
-        step->slab = to.slabs ? to.slabs->count() : -1, step->lane = lane;
+        step->previous = last_[row], step->place = place, step->t0 = t0, step->t1 = t1;
         last_[row] = number;
         return step->y;
     }
@@ -55,29 +53,19 @@ template <class R> class Trace {
     int64_t last(int64_t row) const { return last_[row]; }
     int64_t rows() const { return rows_; }
 
-    // From now on SAVED of all stages of adaptive steps is kept too, by attempts of tiles of T rows.
-    void keep_attempts(int T, ptrdiff_t numbers, int64_t memory) {
-        kept_T = T;
-        for (int i = 0; i < num_shelves_; i++) shelves_[i].slabs = new Slabs<R>(numbers, memory / num_shelves_);
-    }
-    Slabs<R>* slabs(int shelf) const { return shelves_[shelf].slabs; } // null: stages are not kept
-    R* slab_of(int64_t number) const {                                // of a step; null: not kept
-        const Slabs<R>* slabs = shelves_[number % num_shelves_].slabs;
-        return slabs ? slabs->at(at(number)->slab) : nullptr;
-    }
-
     // SAVED of every stage, `[tile][step][stage]`, of a fixed grid on tiles of T rows; null where it did not fit.
     R* kept = nullptr;
     size_t kept_capacity = 0;
     int kept_T = 0;
+    // The same of adaptive steps, by attempts of tiles of T rows; null where nobody wants it.
+    Slabs<R>* slabs = nullptr;
 
   private:
     struct Shelf {
         int64_t count, num_chunks;
         void** chunks;
         size_t* capacities;
-        Slabs<R>* slabs;
-        char apart[24]; // from the next thread's
+        char apart[32]; // from the next thread's
     };
     static constexpr size_t CHUNK = 256 * 1024;
     template <class X> static void lengthen(X*& array, int64_t n) {
@@ -97,11 +85,11 @@ template <class R> class Trace {
                 neurode::give_block(shelves_[s].chunks[i], shelves_[s].capacities[i]);
             std::free(shelves_[s].chunks);
             std::free(shelves_[s].capacities);
-            delete shelves_[s].slabs;
         }
         std::free(shelves_);
         std::free(last_);
         if (kept) neurode::give_block(kept, kept_capacity);
+        delete slabs;
     }
 
     int64_t rows_;

@@ -116,9 +116,8 @@ class Field:
         looked_at = self.num_calls <= 2 and not unreadable(y) and not y.is_inference()
         first = looked_at and self.num_calls == 1
         before = y._version if first else 0
-        when = (
-            t.clone() if first and self._time_tail is not None else t
-        )  # rows may share a time, or have the user's own
+        # Rows may share a time, or have the user's own: the first call shows on a copy whether f writes to it.
+        when = t.clone() if first and self._time_tail is not None else t
         dy = self.layout.derivative(self._result(when, y)[0], y)
         if first and y._version != before:  # a solver goes on using it
             raise FieldError(

@@ -108,7 +108,7 @@ class NativeSolve:
         span: t0 and t1.
         method: name.
         steps: number of equal steps; None is adaptive.
-        options: `rtol`, `atol`, `t_eval`, `joint`, `keep`, `memory`, `max_steps`, `first_step`.
+        options: `rtol`, `atol`, `t_eval`, `joint`, `keep`, `memory`, `max_steps`, `first_step`, `threads`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class NativeSolve:
         s.hold, s.shrink_accepted, s.max_step = int(pid.hold), int(pid.shrink_accepted), float("inf")
         s.stretch = pid.stretch
         s.rtol, s.atol = options.get("rtol", 1e-4), options.get("atol", 1e-6)
-        s.first_step = options.get("first_step", 0.0)
+        s.first_step, s.threads = options.get("first_step", 0.0), options.get("threads", 1)
         s.max_steps, s.joint = options.get("max_steps", 100_000), int(options.get("joint", False))
 
     def _outputs(self, t_eval: Tensor | None) -> None:

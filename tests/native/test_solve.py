@@ -128,24 +128,30 @@ def test_a_row_of_nan_changes_no_bit_of_the_shared_gradients(bad: int, steps: in
     assert torch.equal(grad_y0[rest], expected[0]) and not grad_y0[bad].any()
 
 
-@pytest.mark.parametrize("joint", [False, True], ids=["rows", "joint"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", ["joint", "alike", "different"])
 @pytest.mark.parametrize("method", ["bosh3", "dopri5", "dop853"])
-def test_stages_that_adaptive_steps_kept_change_no_bit(method: str, joint: bool) -> None:
-    """All of them, as many as a little memory holds, none: rows of unequal lengths, rejected attempts, outputs within steps."""
+def test_stages_that_adaptive_steps_kept_change_no_bit(method: str, rows: str, threads: int) -> None:
+    """All of them, as many as a little memory holds, none; with rejected attempts and outputs within steps."""
     system = perceptron(4, 24, torch.float64)
-    y0 = torch.randn(90, 4, dtype=torch.float64) * torch.logspace(-1, 1, 90, dtype=torch.float64)[:, None]
+    spread = 1.0 if rows == "different" else 1e-3
+    y0 = torch.randn(4, dtype=torch.float64) + spread * torch.randn(90, 4, dtype=torch.float64)
     times = torch.tensor([0.6, 1.0], dtype=torch.float64)
     weights = torch.randn(2, 90, 4, dtype=torch.float64)
 
     def solved(memory: int) -> tuple[Tensor, Tensor, int]:
-        options: dict[str, Any] = {"t_eval": times, "rtol": 1e-6, "atol": 1e-8, "joint": joint, "first_step": 1.0}
+        options: dict[str, Any] = {"t_eval": times, "rtol": 1e-6, "atol": 1e-8, "joint": rows == "joint"}
+        options |= {"first_step": 1.0, "threads": threads}
         solve = NativeSolve(system, y0, SPAN, method, keep=True, memory=memory, **options)
-        assert not solve.status.any() and solve.rejected.any() and (joint or len(set(solve.accepted.tolist())) > 2)
+        assert not solve.status.any() and solve.rejected.any()
+        assert (len(set(solve.accepted.tolist())) > 1) == (rows == "different")
         grad_y0, parameters = solve.backward(None, weights)
         return grad_y0, parameters, solve.solve.backward_evaluations
 
     none, some, whole = (solved(memory) for memory in (0, 1_000_000, 1 << 28))
-    assert none[2] >= some[2] >= whole[2] and none[2] > whole[2]
+    assert none[2] >= some[2] >= whole[2]
+    if rows == "joint" or (rows == "alike" and threads == 1):  # else by chance: lanes go apart, or to other threads
+        assert none[2] > whole[2]
     for kept in (some, whole):
         assert torch.equal(kept[0], none[0]) and torch.equal(kept[1], none[1])
 
