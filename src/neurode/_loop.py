@@ -38,6 +38,7 @@ class Outcome:
         num_saved: accepted steps saved per row with `t_eval="steps"`.
         events: what the events recorded.
         estimates: sums over the accepted steps, by name.
+        lost: which rows failed, where gradients go through interpolants in which good rows play them.
     """
 
     y1: Tensor
@@ -52,16 +53,18 @@ class Outcome:
     num_saved: Any = None
     events: Any = ()
     estimates: Any = None
+    lost: Any = None
 
 
 def integrate(problem: Problem) -> Outcome:
     """Solve a problem on the eager engine, recording on PyTorch's tape where gradients are on."""
     outcome = _integrate(problem)
-    if problem.layout.batched and torch.is_grad_enabled() and not unreadable(problem.y0):
-        gone = outcome.status == Status.NON_FINITE.code
-        if bool(gone.any()):
-            return standins.solve_without(problem, outcome, gone, _integrate)
-    return outcome
+    if not torch.is_grad_enabled() or unreadable(problem.y0):
+        return outcome
+    gone = standins.failed(outcome.status)
+    if gone is None:
+        return outcome
+    return standins.solve_without(problem, outcome, gone, _integrate)
 
 
 def _integrate(problem: Problem) -> Outcome:
@@ -113,7 +116,7 @@ def integrate_joint(problem: Problem) -> Outcome:
             carry = None
     pace.finish(y)
     outcome = joint_outcome(problem, pace, y, saver, pieces, field.num_calls - calls)
-    outcome = outcome if estimates is None else replace(outcome, estimates=estimates.totals)
+    outcome = outcome if estimates is None else replace(outcome, estimates=estimates.of(outcome.status))
     return outcome if events is None else replace(outcome, events=events.records(problem.y0))
 
 
@@ -243,7 +246,7 @@ def integrate_rows(problem: Problem) -> Outcome:
     pace.finish(final.y)
     field.take(None)
     outcome = rows_outcome(problem, pace, outputs, final.y)
-    outcome = outcome if estimates is None else replace(outcome, estimates=estimates.totals)
+    outcome = outcome if estimates is None else replace(outcome, estimates=estimates.of(outcome.status))
     return outcome if events is None else replace(outcome, events=events.records(problem.y0))
 
 

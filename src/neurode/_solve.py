@@ -18,10 +18,10 @@ from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
 from neurode._state import Layout, all_finite, is_vmapped, number, read_state, unreadable
-from neurode.control import PID, Callbacks
+from neurode.control import PID, Callbacks, standins
 from neurode.fused import plan
 from neurode.output.along import along
-from neurode.output.dense import JointDense, RowDense, SharedPieces
+from neurode.output.dense import JointDense, PartlyLost, RowDense, SharedPieces
 from neurode.output.events import Event
 
 
@@ -283,7 +283,9 @@ def _refuse_vmap(state: Tensor, method: Any, events: Any) -> None:
 def _along(f: Any, solution: Solution, problem: Problem, asked: dict[str, Any]) -> Solution:
     """The solution with what `f` and `save` return at its times."""
     layout, args = problem.layout, problem.field.args
-    start, shaped = (layout.unpack(problem.y0), problem.t0, layout), solution
+    status = solution.status
+    failed = standins.failed(status.codes) if isinstance(status, RowStatus) and not unreadable(problem.y0) else None
+    start, shaped = (layout.unpack(problem.y0), problem.t0, layout, failed), solution
     if asked["has_aux"]:
         evaluate = lambda t, y: f(t, y, *args)[1]
         shaped = replace(shaped, aux=along(evaluate, solution.ts, solution.ys, *start))
@@ -429,15 +431,20 @@ def _solution_of(problem: Problem, outcome: Outcome, stats: Stats) -> Solution:
 def _interpolant(problem: Problem, outcome: Outcome) -> Any:
     if not problem.dense:
         return None
-    if problem.layout.batched and not problem.per_row:
-        ends = [_times.as_time(t, outcome.ts.dtype, outcome.ts.device) for t in (problem.t0, problem.t1)]
-        t0, t1 = (end.expand(len(problem.y0)) for end in ends)
-        shared = SharedPieces.of(outcome.pieces, len(problem.y0), t0.dtype, t0.device)
-        return RowDense(problem.layout, problem.y0, t0, t1, torch.where(t1 >= t0, 1.0, -1.0).to(t0.dtype), shared)
-    if not problem.per_row:
+    if not problem.layout.batched:
         return JointDense(problem.layout, problem.y0, number(problem.t0), outcome.pieces)
-    sign = torch.where(problem.t1 >= problem.t0, 1.0, -1.0).to(problem.t0.dtype)
-    return RowDense(problem.layout, problem.y0, problem.t0, outcome.t1, sign, outcome.pieces)
+    dtype, device, rows = outcome.ts.dtype, outcome.ts.device, len(problem.y0)
+
+    def of_rows(pieces: Any, t0: Any, t1: Any) -> RowDense:
+        pieces = pieces if problem.per_row else SharedPieces.of(pieces, rows, dtype, device)
+        t0, t1 = (_times.as_time(t, dtype, device).expand(rows) for t in (t0, t1))
+        return RowDense(problem.layout, problem.y0, t0, t1, torch.where(t1 >= t0, 1.0, -1.0).to(dtype), pieces)
+
+    t1, lost = outcome.t1 if problem.per_row else problem.t1, outcome.lost
+    if lost is None:
+        return of_rows(outcome.pieces, problem.t0, t1)
+    played = of_rows(outcome.pieces, lost.t0, lost.t1 if problem.per_row else problem.t1)
+    return PartlyLost(of_rows(lost.reached, problem.t0, t1), played, lost.gone)
 
 
 def _raise_failure(solution: Solution, on_grid: bool) -> None:

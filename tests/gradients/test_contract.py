@@ -134,3 +134,80 @@ def test_failed_rows_touch_no_gradient(strategy: str, kind: str) -> None:
         assert all(torch.isfinite(g).all() for g in found[-1].values())
         assert found[-1]["y0"][2] == 0
     assert distance(*found) <= max(row.limits[0], 1e-9 if row.retraces else 0.0)
+
+
+# How a row fails: its rate, its start, and what else is set. From 1e300 a sum of a step's stages overflows whatever its length.
+FAILURES: dict[str, tuple[float, float, dict[str, Any]]] = {
+    "max_steps": (90.0, 0.4, {"max_steps": 40}),
+    "underflow": (4.0, 0.4, {}),
+    "max_steps, near the largest float": (30.0, 1e300, {"max_steps": 40}),
+    "underflow, near the largest float": (30.0, 1e300, {}),
+}
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "times": {"t_eval": [0.0, 0.001, 0.5, 1.0]},
+    "steps": {"t_eval": "steps"},
+    "dense": {"dense": True},
+    "events": {"events": [neurode.Event(lambda t, y, a, k: y[:, 0] - 0.401)]},
+    "save": {"t_eval": [0.0, 0.001, 1.0], "save": lambda t, y, a, k: a * y},
+}
+
+
+ONE_OF_A_KIND = ("discrete", "discrete, one stage alive", "discrete, 3 checkpoints", "reversible", "continuous")
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("strategy", ["autograd", *ONE_OF_A_KIND])
+def test_what_a_failed_row_reached_is_a_constant(strategy: str, failure: str, outputs: str) -> None:
+    """However a row fails: what it reached stays, no gradient goes through it, and the others' are as without it."""
+    row, (rate, start, more) = STRATEGIES.get(strategy, Row("autograd")), FAILURES[failure]
+    if outputs in ("steps", "dense", "events") and outputs not in row.handles:
+        pytest.skip("refused at the start, which the table of problems shows")
+    options = {"method": "tsit5", "rtol": 1e-5, "atol": 1e-8, "first_step": 1e-3, **OUTPUTS[outputs], **more}
+    f = lambda t, y, a, k: a * k * (y * y if failure == "underflow" else y)
+
+    def solve(keep: list[int]) -> tuple[neurode.Solution, list[torch.Tensor], list[torch.Tensor]]:
+        k = torch.tensor([1.0, 0.5, rate, 0.3]).reshape(-1, 1)[keep]
+        y0 = torch.tensor([0.2, 0.3, start, 0.5]).reshape(-1, 1)[keep].requires_grad_(torch.is_grad_enabled())
+        a = torch.ones(1, requires_grad=True)
+        solution = neurode.solve(
+            f, y0, (0.0, 1.0), args=(a, neurode.per_row(k)), batch_dim=0, on_failure="nan", gradient=row.gradient,
+            **({"engine": "eager"} | row.options(options)),
+        )  # fmt: skip
+        seen = [solution.y1, solution.ys, *[x for e in solution.events for x in (e.t, e.y)]]
+        seen += [solution(2e-4), solution.derivative(2e-4)] if outputs == "dense" and "near" not in failure else []
+        return solution, seen, [a, y0]
+
+    solution, seen, inputs = solve([0, 1, 2, 3])
+    with torch.no_grad():
+        _, known, _ = solve([0, 1, 2, 3])
+    assert solution.status.failed.tolist() == [False, False, True, False] and solution.y1[2].isnan()
+    for x, y in zip(seen, known, strict=True):
+        torch.testing.assert_close(x.detach(), y, rtol=1e-14, atol=0, equal_nan=True)
+    _, others, fewer = solve([0, 1, 3])
+    grads, without = (
+        torch.autograd.grad(sum(x.nansum() for x in values), leaves)
+        for values, leaves in ((seen, inputs), (others, fewer))
+    )
+    assert grads[1][2] == 0
+    for found, exact in zip((grads[0], grads[1][[0, 1, 3]]), without, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0])
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("strategy", ["autograd", *ONE_OF_A_KIND])
+def test_a_solve_that_fails_whole_brings_nothing(strategy: str, failure: str, batch_dim: int | None) -> None:
+    """`backward()` goes through, and leaves no gradient; what was reached is there."""
+    row, (rate, start, more) = STRATEGIES.get(strategy, Row("autograd")), FAILURES[failure]
+    f = lambda t, y, a: a * rate * (y * y if failure == "underflow" else y)
+    y0, a = torch.full((2, 1), start, requires_grad=True), torch.ones(1, requires_grad=True)
+    options = {"method": "tsit5", "rtol": 1e-5, "atol": 1e-8, "first_step": 1e-3, "t_eval": [0.0, 1e-4, 1.0], **more}
+    for wanted in ((y0, a), (a,)):
+        solution = neurode.solve(
+            f, y0 if len(wanted) == 2 else y0.detach(), (0.0, 1.0), args=(a,), batch_dim=batch_dim, on_failure="nan",
+            gradient=row.gradient, **({"engine": "eager"} | row.options(options)),
+        )  # fmt: skip
+        assert solution.y1.isnan().all() and torch.equal(solution.ys[0], y0) and solution.ys[2].isnan().all()
+        (solution.y1.nansum() + solution.ys.nansum()).backward()
+        assert all(x.grad is None or not x.grad.any() for x in wanted)

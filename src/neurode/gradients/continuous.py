@@ -14,7 +14,6 @@ from neurode._options import choose_method
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
 from neurode.gradients.adjoint import JointPath, RowPath, Sweep, apart
-from neurode.gradients.discrete import without
 from neurode.gradients.inputs import Inputs, autocast_state, inputs_of, tensors_in, uncached_autocast
 from neurode.gradients.jumps import Happenings, stops
 from neurode.gradients.values import output_times, values_of
@@ -153,7 +152,6 @@ class _Work:
         if isinstance(outcome.status, Tensor):
             failed = outcome.status > Status.TERMINATED.code
             self.gone = failed if bool(failed.any()) else None
-            outcome = outcome if self.gone is None else _hide(outcome, self.gone)
         values, _ = values_of(problem, outcome, None, y0, None)
         self.names = list(values)
         nothing: Any = None  # the outputs belong to autograd from here on
@@ -195,13 +193,6 @@ class _Work:
         status = self.outcome.status
         ended = status == Status.TERMINATED.code if isinstance(status, Tensor) else status is Status.TERMINATED
         return torch.where(ended, 0.0, grad) if isinstance(ended, Tensor) else grad * (not ended)
-
-
-def _hide(outcome: Outcome, failed: Tensor) -> Outcome:
-    """An outcome without the outputs of rows that failed, and without the events of those that became NaN."""
-    outcome = replace(outcome, ys=torch.where(failed[:, None], torch.nan, outcome.ys))
-    gone = outcome.status == Status.NON_FINITE.code
-    return without(outcome, gone) if bool(gone.any()) else outcome
 
 
 def _still(t: Any) -> Any:

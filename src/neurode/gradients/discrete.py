@@ -85,7 +85,7 @@ class _Work:
         names: what the values are that autograd has been given.
         parts: which of them are parts of interpolants.
         record: the steps.
-        gone: `(rows,)`, True for rows that became NaN; or None.
+        gone: `(rows,)`, True for rows that failed, or True for a joint solve that did; or None.
     """
 
     def __init__(self, settings: Any, problem: Problem, stats: Stats, inputs: Inputs) -> None:
@@ -93,7 +93,7 @@ class _Work:
         self.autocast = autocast_state(problem.y0)
         self.moving = moving_times(problem)
         self.outcome: Any = None
-        self.gone: Tensor | None = None
+        self.gone: Any = None
         self.names: list[Any] = []
         self.parts = Parts({}, [])
         self.record: Any = None
@@ -108,11 +108,11 @@ class _Work:
         )  # fmt: skip
         with uncached_autocast(self.autocast):
             outcome = integrate(plain)
-        if problem.layout.batched:
-            gone = outcome.status == Status.NON_FINITE.code
-            self.gone = gone if bool(gone.any()) else None
-            outcome = outcome if self.gone is None else without(outcome, gone)
-        values, self.parts = values_of(problem, outcome, self.record, y0, self.gone)
+        self.gone = standins.failed(outcome.status)
+        if self.played is not None and outcome.pieces is not None:
+            lost = standins.Lost(self.played, standins.Reached.of(outcome.pieces), problem.t0, outcome.t1)
+            outcome = replace(outcome, lost=lost)
+        values, self.parts = values_of(problem, outcome, self.record, y0, self.played)
         self.names = list(values)
         nothing: Any = None  # the states belong to autograd from here on
         self.outcome = replace(outcome, y1=nothing, ys=nothing)
@@ -127,22 +127,21 @@ class _Work:
     def attach(self, values: dict[Any, Tensor]) -> Outcome:
         """The outcome of the forward pass with the values that autograd knows."""
         replay = self._replay(None, Times(self.moving, values.get("catches"), time_dtype(self.problem.y0.device)))
-        attached = Attach(self.problem, self.outcome, self.record, replay, values, self.parts, self.gone).all()
+        attached = Attach(self.problem, self.outcome, self.record, replay, values, self.parts, self.played).all()
         self.outcome = replace(self.outcome, events=(), pieces=None)
         self.record.intervals.clear()
         return attached
 
     def sweep(self, y0: Tensor, inputs: list[Tensor], grads: list[Tensor | None]) -> Sweep:
         """Make the backward pass ready."""
-        gone = None if self.lost else self.gone
         named = dict(zip(self.names, grads, strict=True))
         catches = None
         if self.record.catches:
             catches = named["catches"]
             catches = torch.zeros_like(torch.stack(self.record.catches)) if catches is None else catches.clone()
         times = Times([t if t is None else t.detach() for t in self.moving], catches, time_dtype(y0.device))
-        replayed = Replayed(self.problem.field, self.inputs, inputs, gone)
-        replay = self._replay(replayed, times, gone)
+        replayed = Replayed(self.problem.field, self.inputs, inputs, self.played)
+        replay = self._replay(replayed, times, self.played)
         return self._sweep(replay, y0, named)
 
     def _sweep(self, replay: Any, y0: Tensor, grads: dict[Any, Any]) -> Sweep:
@@ -151,8 +150,13 @@ class _Work:
 
     @property
     def lost(self) -> bool:
-        """Whether every row became NaN, so that nothing is left to differentiate."""
-        return self.gone is not None and bool(self.gone.all())
+        """Whether everything failed, so that nothing is left to differentiate."""
+        return bool(self.gone.all()) if isinstance(self.gone, Tensor) else self.gone is not None
+
+    @property
+    def played(self) -> Tensor | None:
+        """`(rows,)`, True for rows that failed and are played by good ones; None where there are none."""
+        return self.gone if isinstance(self.gone, Tensor) and not self.lost else None
 
     def _replay(self, inputs: Any, times: Times, gone: Tensor | None = None) -> Any:
         kind = RowReplay if self.problem.per_row else JointReplay
@@ -193,12 +197,6 @@ class _Work:
         self.stats.backward = stats
 
 
-def without(outcome: Outcome, gone: Tensor) -> Outcome:
-    """An outcome without what rows did before they became NaN, as `control.standins` leaves it."""
-    events = tuple(standins._masked(record, gone) for record in outcome.events)
-    return replace(outcome, ys=torch.where(gone[:, None], torch.nan, outcome.ys), events=events)
-
-
 class _Function(torch.autograd.Function):
     """Forward: the solve. Backward: its steps again, from the last to the first."""
 
@@ -215,8 +213,9 @@ class _Function(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, *ctx.work.again(y0, inputs, list(grads_out))
         sweep = ctx.work.sweep(y0, inputs, list(grads_out))
-        with uncached_autocast(ctx.work.autocast):
-            sweep.run()
+        if not ctx.work.lost:
+            with uncached_autocast(ctx.work.autocast):
+                sweep.run()
         ctx.work.report(sweep)
         grads = [g if need else None for g, need in zip(sweep.totals, ctx.needs_input_grad[6:], strict=True)]
         return None, sweep.gy if ctx.needs_input_grad[1] else None, *sweep.times.grads, *grads

@@ -82,9 +82,11 @@ class RowOutputs:
 
     Args:
         problem: what was solved.
+        gone: `(rows,)`, True for rows that failed, whose outputs are constants; or None.
     """
 
-    def __init__(self, problem: Any) -> None:
+    def __init__(self, problem: Any, gone: Tensor | None) -> None:
+        self.gone = gone
         self.t0, t1 = problem.t0.detach(), problem.t1.detach()
         at = problem.t_eval.detach()
         self.at = at.unsqueeze(1).expand(-1, len(self.t0)) if at.ndim == 1 else at
@@ -112,7 +114,7 @@ class RowOutputs:
         inside = (keys > low) & (keys <= high) & stride.accepted
         early = self.early[stride.rows]
         inside |= (keys == low) & (stride.t0 == self.t0[stride.rows]) & stride.accepted & early
-        return inside
+        return inside if self.gone is None else inside & ~self.gone[stride.rows]
 
     def within(self, n: int, stride: Any) -> bool:
         """See `JointOutputs.within`."""

@@ -53,7 +53,7 @@ class Replay:
         inputs: its field, and what that depends on.
         record: the notes of its forward pass.
         times: the totals of the moving times' gradients; those without one are None.
-        gone: `(all rows,)`, True for rows that became NaN and are played by one that did not; or None.
+        gone: `(all rows,)`, True for rows that failed and are played by one that did not; or None.
         parts: which parts of a step's interpolant are outputs: `"y0"`, `"y1"` or the number of a derivative, and the name.
     """
 
@@ -82,11 +82,11 @@ class Replay:
     # ---- what differs between joint steps and rows
 
     def lanes(self, n: int) -> tuple[Tensor | None, Tensor | None]:
-        """Which rows step n has (None for all), and which of them it moves (None for all)."""
+        """Which rows step n has (None for all), and which of them it moves and counts for (None for all)."""
         raise NotImplementedError
 
     def state(self, n: int, kept: State) -> State:
-        """What step n is to be taken from; a row that became NaN is played by one that moves."""
+        """What step n is to be taken from; a row that failed is played by one that did not."""
         raise NotImplementedError
 
     def advance(self, n: int, state: State, field: Any) -> State:
@@ -330,7 +330,7 @@ class RowReplay(Replay):
     def __init__(self, problem: Any, *rest: Any) -> None:
         super().__init__(problem, *rest)
         self.span = (problem.t0.detach(), problem.t1.detach())
-        self.outputs = RowOutputs(problem) if isinstance(problem.t_eval, Tensor) else None
+        self.outputs = RowOutputs(problem, self.gone) if isinstance(problem.t_eval, Tensor) else None
         self.positions = self._positions() if self.saves else []
 
     def _positions(self) -> list[Tensor]:
@@ -344,7 +344,8 @@ class RowReplay(Replay):
     def lanes(self, n: int) -> tuple[Tensor | None, Tensor]:
         """See `Replay.lanes`."""
         stride = self.strides[n]
-        return None if stride.whole else stride.rows, stride.accepted
+        moved = stride.accepted if self.gone is None else stride.accepted & ~self.gone[stride.rows]
+        return None if stride.whole else stride.rows, moved
 
     def state(self, n: int, kept: State) -> State:
         """See `Replay.state`."""
@@ -387,7 +388,7 @@ class RowReplay(Replay):
         return State(y, step.carry.ks if self.stepper.remembers and catch is None else ())
 
     def _marks(self, n: int) -> tuple[Any, ...]:
-        """The events of a step, without those of rows that became NaN later."""
+        """The events of a step, without those of rows that failed later."""
         stride = self.strides[n]
         if self.gone is None:
             return stride.marks

@@ -116,7 +116,7 @@ class _Trace(_Work):
         return (RowTrack if self.problem.per_row else JointTrack)(replace(self.problem, y0=y0))
 
     def _sweep(self, replay: Any, y0: Tensor, grads: dict[Any, Any]) -> Sweep:
-        return _Retrace(replay, self.record, y0, grads, self._failed, self.lost)
+        return _Retrace(replay, self.record, y0, grads, self._failed)
 
     def again(self, y0: Tensor, inputs: list[Tensor], grads: list[Any]) -> list[Any]:
         """Refuse a graph of the gradients."""
@@ -147,21 +147,20 @@ class _Retrace(Sweep):
         gz: gradient of z; `gy` is that of y.
     """
 
-    def __init__(self, replay: Any, track: Any, y0: Tensor, grads: dict[Any, Any], failed: Any, lost: bool) -> None:
+    def __init__(self, replay: Any, track: Any, y0: Tensor, grads: dict[Any, Any], failed: Any) -> None:
         super().__init__(replay, track, y0, grads, failed, by_stages=False)
-        self.track, self.lost = track, lost
+        self.track = track
         self.stepper, self.share = replay.stepper, replay.problem.method.coupling
         (self.gz,) = self.gpast
 
     def run(self) -> None:
         """Go back through all steps."""
-        if not self.lost:
-            state = self.track.states()
-            self.y, (self.z,) = state.y, state.past
-            with self.inputs.outer():
-                for n in range(len(self.track) - 1, -1, -1):
-                    self._undo(n)
-            self.gy = self.gy + self.gz  # y and z start alike
+        state = self.track.states()
+        self.y, (self.z,) = state.y, state.past
+        with self.inputs.outer():
+            for n in range(len(self.track) - 1, -1, -1):
+                self._undo(n)
+        self.gy = self.gy + self.gz  # y and z start alike
         ys = self.grads.get("ys")
         if ys is not None:
             self.gy = self.gy + self.replay.at_start(ys)

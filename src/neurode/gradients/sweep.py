@@ -56,10 +56,13 @@ class Sweep:
         self._mask_gone()
 
     def _mask_gone(self) -> None:
-        """Rows that became NaN have no part in any gradient."""
-        ys, gone = self.grads.get("ys"), self.replay.gone
-        if ys is not None and gone is not None:
-            self.grads["ys"] = torch.where(gone[:, None], 0.0, ys)
+        """Rows that failed have no part in any gradient: not what they reached, nor what plays them in interpolants."""
+        gone = self.replay.gone
+        if gone is None:
+            return
+        for name, grad in self.grads.items():
+            if grad is not None and (name == "ys" or name[0] == "piece"):
+                self.grads[name] = torch.where(gone[:, None], 0.0, grad)
 
     def run(self) -> None:
         """Go back through all steps."""
@@ -81,6 +84,8 @@ class Sweep:
     def _back(self, n: int, kept: State) -> None:
         """Hand the gradient on to the state before a step."""
         rows, moved = self.replay.lanes(n)
+        if moved is not None and self.replay.gone is not None and not bool(moved.any()):
+            return  # only rows that failed took this step
         wide = None if moved is None else moved.unsqueeze(1)
         full = (self.gy, *self.gpast)
         here = full if rows is None else [g.index_select(0, rows) for g in full]

@@ -42,7 +42,7 @@ def values_of(
         outcome: of the solve.
         record: its steps; None for what does not need them: no times of catches, no interpolants.
         y0: the initial state that was solved from.
-        gone: `(rows,)`, True for rows that became NaN; or None.
+        gone: `(rows,)`, True for rows that failed and are played by good ones; or None.
     """
     values: Values = {"y1": _own(outcome.y1, y0)}
     if problem.t_eval is not None:
@@ -99,8 +99,8 @@ def _name_pieces(
 
 
 def _played(x: Tensor, gone: Tensor | None) -> Tensor:
-    """Rows that became NaN, played by one that did not: a query that no one reads must not spoil a gradient."""
-    return x if gone is None or bool(gone.all()) else standins._instead(x, gone)
+    """Rows that failed, played by one that did not: a query that no one reads must not spoil a gradient."""
+    return x if gone is None else standins._instead(x, gone)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Attach:
         replay: knows where the ends of steps come from.
         values: by name.
         parts: which of them are parts of interpolants.
-        gone: `(rows,)`, True for rows that became NaN; or None.
+        gone: `(rows,)`, True for rows that failed and are played by good ones; or None.
     """
 
     problem: Problem

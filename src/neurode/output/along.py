@@ -13,11 +13,13 @@ from neurode._errors import InputError
 from neurode._state import Layout, real_dtype
 
 
-def along(call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: Any, layout: Layout) -> Any:
+def along(
+    call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: Any, layout: Layout, failed: Any
+) -> Any:
     """`call(t, y)` at every output, stacked, time first.
 
     Where a solve did not come (behind a terminal event, in a failed row), `call` sees the initial state in the place of
-    NaN, so that no gradient is spoiled, and the result is NaN.
+    NaN, so that no gradient is spoiled, and the result is NaN. What a failed row reached is a constant.
 
     Args:
         call: gets `t` 0-d, or `(rows, 1, ..., 1)` with rows, and the state as the user has it.
@@ -25,6 +27,7 @@ def along(call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: 
         ys: states, time first.
         y0, t0: the start.
         layout: of the state.
+        failed: `(rows,)`, True for rows that failed; or None.
     """
     leaves, spec = pytree.tree_flatten(ys)
     start, moment = pytree.tree_leaves(y0), torch.as_tensor(t0, dtype=ts.dtype, device=ts.device)
@@ -42,7 +45,7 @@ def along(call: Callable[[Tensor, Any], Any], ts: Tensor, ys: Any, y0: Any, t0: 
         t = torch.where(gone, moment, t).to(real_dtype(layout.dtype))
         t = t.reshape(-1, *layout.time_shape) if layout.batched else t
         values, tree = pytree.tree_flatten(call(t, pytree.tree_unflatten(safe, spec)))
-        results.append([_masked(value, gone) for value in values])
+        results.append([_masked(value, gone, failed) for value in values])
     stacked = [
         torch.stack(column) if len(ts) else column[0].new_empty((0, *column[0].shape)) for column in zip(*results)
     ]
@@ -53,8 +56,8 @@ def _wide(mask: Tensor, like: Tensor) -> Tensor:
     return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
 
 
-def _masked(value: Any, gone: Tensor) -> Tensor:
-    """NaN where nothing was solved; a statistic over all rows is NaN where any row is."""
+def _masked(value: Any, gone: Tensor, failed: Tensor | None) -> Tensor:
+    """NaN where nothing was solved; a statistic over all rows is NaN where any row is, and rows that failed are constants."""
     try:
         value = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -65,4 +68,6 @@ def _masked(value: Any, gone: Tensor) -> Tensor:
     if not (value.is_floating_point() or value.is_complex()):
         return value
     by_row = gone.ndim and value.ndim and value.shape[0] == len(gone)
+    if by_row and failed is not None:
+        value = torch.where(_wide(failed, value), value.detach(), value)
     return torch.where(_wide(gone, value) if by_row else gone.any(), torch.nan, value)

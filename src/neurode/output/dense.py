@@ -146,3 +146,23 @@ class RowDense:
         start = (self.t0 * self.sign).unsqueeze(1)
         first = (self.ends > start).long().argmax(1, keepdim=True)
         return torch.maximum(which, first)
+
+
+class PartlyLost(RowDense):
+    """`solution(t)` where rows failed: what they reached as constants, and the others' interpolants with their gradients.
+
+    Args:
+        reached: of all rows, as they were.
+        played: the same with good rows in the place of those that failed.
+        gone: `(rows,)`, True for these.
+    """
+
+    def __init__(self, reached: RowDense, played: RowDense, gone: Tensor) -> None:
+        self.layout, self.y0, self.t0, self.t1 = reached.layout, reached.y0, reached.t0, reached.t1
+        self.reached, self.played, self.gone = reached, played, gone
+
+    def _evaluate(self, times: Tensor, derivative: bool) -> Tensor:
+        values = self.played._evaluate(torch.where(self.gone, self.played.t0, times), derivative)
+        with torch.no_grad():
+            reached = self.reached._evaluate(times, derivative)
+        return torch.where(self.gone.unsqueeze(1), reached, values)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurode._solution import Status
 from neurode.stepping.step import increment
 
 NAMES = ("local_error", "stiffness")
@@ -57,6 +58,13 @@ class Estimates:
         for name, total in self.totals.items():
             value = torch.where(pace.accepted, getattr(self, f"_{name}")(step), 0.0)
             self.totals[name] = total + value if pace.whole else total.index_add(0, pace.rows, value)
+
+    def of(self, status: Any) -> dict[str, Tensor]:
+        """The totals; NaN in rows that failed, whose steps say nothing of a whole solve."""
+        if not isinstance(status, Tensor):
+            return self.totals
+        gone = status > Status.TERMINATED.code
+        return {name: torch.where(gone, torch.nan, total) for name, total in self.totals.items()}
 
     def _norm(self, x: Tensor) -> Tensor:
         """Root mean square, of all elements or of every row; its derivative at zero is zero."""
