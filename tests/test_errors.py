@@ -61,6 +61,10 @@ TABLE = {
         dict(y0=torch.ones(3, 3), batch_dim=0, rtol=torch.full((3,), 1e-3)), neurode.InputError, ["rtol.reshape(-1, 1)"],
     ),
     "tolerance that does not broadcast": (dict(rtol=torch.full((2,), 1e-3)), neurode.InputError, ["(2,)", "(3,)"]),
+    "no tolerance at all": (dict(rtol=0, atol=0.0), neurode.InputError, ["both 0", "rtol=1e-6"]),
+    "f without time": (dict(f=lambda y: -y), neurode.InputError, ["f(t, y)", "takes (y)", "lambda t, y: f(y)"]),
+    "f without args": (dict(args=(2.0,)), neurode.InputError, ["f(t, y, args[0])", "takes (t, y)"]),
+    "f that wants args": (dict(f=lambda t, y, k: k * y), neurode.InputError, ["takes (t, y, k)", "args=(...)"]),
     "unknown keyword": (dict(tolerance=1e-3), neurode.UnknownOptionError, ["'tolerance'", "Did you mean 'rtol'?"]),
     "keyword of another library": (dict(saveat=[1.0]), neurode.UnknownOptionError, ["Did you mean 't_eval'?"]),
     "keyword with a slip": (dict(max_step_=1), neurode.UnknownOptionError, ["Did you mean 'max_step"]),
@@ -178,8 +182,10 @@ def test_a_norm_of_rows_returns_one_value_a_row():
 
 @pytest.mark.parametrize("options", [FIXED, CHOSEN])
 def test_an_f_that_changes_y_is_refused_and_a_sparse_state_too(options):
+    y0 = torch.ones(2)
     with pytest.raises(neurode.FieldError, match="changed y in place"):
-        neurode.solve(lambda t, y: y.mul_(-1), torch.ones(2), (0, 1), **options)
+        neurode.solve(lambda t, y: y.mul_(-1), y0, (0, 1), **options)
+    assert torch.equal(y0, torch.ones(2))
     with pytest.raises(neurode.FieldError, match="changed y in place"):
         neurode.solve(lambda t, y: (y[0].neg_(), y[1]), (torch.ones(2), torch.ones(2)), (0, 1), **options)
     with pytest.raises(neurode.InputError, match="to_dense"):

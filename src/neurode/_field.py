@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurode._errors import FieldError, InputError
 from neurode._state import Layout, real_dtype, unreadable
@@ -60,6 +61,20 @@ def take_rows(args: tuple[Any, ...], index: Tensor | None) -> tuple[Any, ...]:
         return node.value if index is None else pytree.tree_map(lambda x: x.index_select(0, index), node.value)
 
     return pytree.tree_map(cut, args, is_leaf=is_per_row)
+
+
+def misfit(f: Any, args: Sequence[Any]) -> str | None:
+    """Why `f` cannot be called as `f(t, y, *args)`, or None where it can, or keeps its signature to itself."""
+    try:
+        signature = inspect.signature(f.forward if isinstance(f, nn.Module) else f)
+    except (TypeError, ValueError):  # a builtin
+        return None
+    try:
+        signature.bind("t", "y", *args)
+    except TypeError:
+        wanted = ", ".join(["t", "y", *(f"args[{k}]" for k in range(len(args)))])
+        return f"f is called as f({wanted}), but {getattr(f, '__name__', type(f).__name__)} takes {signature}."
+    return None
 
 
 _NOTHING: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
@@ -115,11 +130,10 @@ class Field:
         """An evaluation that has something to turn into what `f` takes, or to look at."""
         looked_at = self.num_calls <= 2 and not unreadable(y) and not y.is_inference()
         first = looked_at and self.num_calls == 1
-        before = y._version if first else 0
-        # Rows may share a time, or have the user's own: the first call shows on a copy whether f writes to it.
-        when = t.clone() if first and self._time_tail is not None else t
-        dy = self.layout.derivative(self._result(when, y)[0], y)
-        if first and y._version != before:  # a solver goes on using it
+        # State and times may be the user's own: the first call shows on copies whether f writes to them.
+        when, state = (t.clone() if self._time_tail is not None else t, y.clone()) if first else (t, y)
+        dy = self.layout.derivative(self._result(when, state)[0], y)
+        if first and state._version:  # a solver goes on using it
             raise FieldError(
                 "f(t, y) changed y in place, which the solver goes on using. Return a new tensor: type -y, not y.neg_()."
             )

@@ -242,6 +242,15 @@ def read_tolerance(name: str, value: Any, layout: Layout, y0: Tensor, lowest: fl
     return packed
 
 
+def refuse_no_tolerance(rtol: Any, atol: Any) -> None:
+    """Refuse tolerances that are both zero: no step is that accurate."""
+    if all(isinstance(tol, int | float) and tol == 0 for tol in (rtol, atol)):
+        raise InputError(
+            "rtol and atol are both 0, which no step can reach. Type rtol=1e-6, atol=1e-8, or take a fixed-step method:"
+            " method='rk4', steps=100."
+        )
+
+
 def _refuse_tolerance(name: str, value: Tensor, lowest: float) -> None:
     if torch.compiler.is_compiling():
         return

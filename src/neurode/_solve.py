@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from neurode import _engines, _integrals, _operator, _options, _times, gradients
-from neurode._errors import InputError, SolveError, UnknownOptionError, did_you_mean
-from neurode._field import Field
+from neurode._errors import EngineError, InputError, SolveError, UnknownOptionError, did_you_mean
+from neurode._field import Field, misfit
 from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
@@ -194,7 +194,14 @@ def _first(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], kno
     whole, integrals = problem, None
     if asked["integrate"] is not None:
         whole, integrals = _integrals.extend(problem, asked["integrate"], asked["steer_integrals"])
-    outcome = _engines.run(whole, asked["engine"], asked["gradient"], stats)
+    try:
+        outcome = _engines.run(whole, asked["engine"], asked["gradient"], stats)
+    except (TypeError, EngineError) as error:
+        problem_of_f = misfit(f, asked["args"])
+        if problem_of_f is None:
+            raise
+        hint = "Type lambda t, y: f(y) where it needs no time; what else it needs is given as args=(...)."
+        raise InputError(f"{problem_of_f} {hint}") from error
     solution = _solution_of(whole, outcome, stats)
     solution = solution if integrals is None else integrals.split(solution)
     if asked["has_aux"] or asked["save"] is not None:
@@ -243,6 +250,8 @@ def _problem(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], k
     points = _options.read_grid(chosen, t0, t1, asked["steps"], asked["step_size"], asked["grid"])
     lengths = asked["first_step"], asked["min_step"], asked["max_step"]
     stops = asked["step_at"], asked["jump_at"]
+    if chosen.adaptive:
+        _options.refuse_no_tolerance(asked["rtol"], asked["atol"])
     lowest = torch.finfo(layout.dtype).eps if chosen.adaptive and asked["check_tolerance"] else 0.0
     problem = Problem(
         field=field,
@@ -393,7 +402,10 @@ def _refuse_nan(y0: Tensor, layout: Layout, on_failure: str) -> None:
     if not all_finite(y0):
         finite = torch.isfinite(y0.detach())
         where = "" if not layout.batched else f" in rows {_some((~finite.all(1)).nonzero().flatten().tolist())}"
-        raise InputError(f"y0 holds NaN or infinite values{where}; an initial state must be finite.")
+        raise InputError(
+            f"y0 holds NaN or infinite values{where}; an initial state must be finite. Leave"
+            " such rows out, or type batch_dim=0, on_failure='nan' to have them NaN and the others solved."
+        )
 
 
 def _some(numbers: list[int]) -> str:

@@ -178,6 +178,8 @@ def record(probe: Probe, rows: int, gradients: bool) -> Traced:
     except CannotLower:
         raise
     except Exception as error:
+        if "leaf Variable that requires grad is being used in an in-place" in str(error):
+            raise CannotLower("f changes t, y or args in place. Return a new tensor: type -y, not y.neg_()") from error
         raise CannotLower(f"{str(error).strip().split(chr(10))[0]} [{type(error).__name__}]") from error
     constants, numbers = recorder.constants, tuple(recorder.numbers)
     return Traced(

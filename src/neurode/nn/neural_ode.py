@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from neurode import methods
 from neurode._errors import InputError
 from neurode._solution import Solution, Stats
-from neurode._solve import check_options, solve
+from neurode._solve import check_options, misfit, solve
 
 GRID = ("steps", "step_size", "grid")
 
@@ -146,18 +145,12 @@ def _refuse_field(f: Any, args: tuple[Any, ...]) -> None:
         raise InputError(f"f is the class {f.__name__}; give an instance, {f.__name__}(...).")
     if not callable(f):
         raise InputError(f"f is of type {type(f).__name__}; it must be a module or function f(t, y).")
-    try:
-        signature = inspect.signature(f.forward if isinstance(f, nn.Module) else f)
-    except (TypeError, ValueError):  # a builtin keeps it to itself
-        return
-    try:
-        signature.bind("t", "y", *args)
-    except TypeError:
-        wanted = ", ".join(["t", "y", *(f"args[{k}]" for k in range(len(args)))])
+    problem = misfit(f, args)
+    if problem is not None:
         raise InputError(
-            f"f is called as f({wanted}), but {type(f).__name__} takes {signature}. Give it a time: a module whose"
-            " forward(self, t, y) returns the derivative, with what it wraps as an attribute (so that its parameters count)."
-        ) from None
+            f"{problem} Give it a time: a module whose forward(self, t, y) returns the derivative, with what it wraps as an"
+            " attribute (so that its parameters count)."
+        )
 
 
 def _backward(grid: Any) -> Any:
