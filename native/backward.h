@@ -75,13 +75,12 @@ template <class R> class Backward {
     // Rows order[first], order[first + stride], ... below `end`, none of which failed; adds to `sums` what they give to parameters.
     // `kept`: the stages that the way forward kept are there, and its tiles are the same as these.
     void rows(const int64_t* order, int64_t first, int64_t end, int64_t stride, bool kept, R* sums) {
-        kept_ = kept ? trace_.kept : nullptr;
+        in_place_ = kept;
         sums_ = sums;
         for (ptrdiff_t i = 0; code_ && i < ptrdiff_t(code_->accumulators.size()) * T; i++) rows_->sums[i] = 0;
         int64_t next = first;
         while (true) {
-            bool refill = !kept_ || idle() == T; // kept stages: a tile's rows stay together
-            tile_index_ = refill ? next / T : tile_index_;
+            bool refill = !in_place_ || idle() == T; // kept stages: a tile's rows stay together
             for (int l = 0; l < T && refill; l++)
                 while (lanes_[l].row < 0 && next < end) take_row(l, order[next]), next += stride;
             if (idle() == T) {
@@ -108,7 +107,7 @@ template <class R> class Backward {
 
   private:
     struct Lane {
-        int64_t row = -1, step = -1, output = -1, point = 0;
+        int64_t row = -1, step = -1, output = -1, point = 0; // step: of the trace, or, where stages are kept, the interval's number
     };
 
     void make_tapes() {
@@ -141,7 +140,7 @@ template <class R> class Backward {
 
     void take_row(int l, int64_t row) {
         Lane& lane = lanes_[l];
-        lane.row = row, lane.step = trace_.last(row), lane.output = s.num_eval - 1;
+        lane.row = row, lane.output = s.num_eval - 1;
         lane.point = s.grid ? s.points - 2 : 0;
         for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] = s.grad_y1 ? static_cast<const R*>(s.grad_y1)[row * D + f] : R(0);
         if (batch.A) {
@@ -149,6 +148,7 @@ template <class R> class Backward {
             for (int i = 0; i < batch.A; i++) grad_rowdata_[ptrdiff_t(i) * T + l] = 0;
         }
         if (s.grid) skip_empty(lane);
+        lane.step = trace_.kept ? kept_step(lane) : trace_.last(row);
         next_[l] = time_of_output(lane);
         if (lane.step < 0) end_row(l);
     }
@@ -158,6 +158,18 @@ template <class R> class Backward {
 
     void skip_empty(Lane& lane) const { // intervals of length zero were no steps
         while (lane.point > 0 && batch.grid(lane.point, lane.row) == batch.grid(lane.point + 1, lane.row)) lane.point--;
+    }
+
+    int64_t kept_step(const Lane& lane) const { // the number of the lane's interval, -1 before the first
+        bool none = lane.point < 0 || batch.grid(lane.point, lane.row) == batch.grid(lane.point + 1, lane.row);
+        return none ? -1 : lane.point;
+    }
+    bool is_first(const Lane& lane) const {
+        if (!trace_.kept) return trace_.at(lane.step)->previous < 0;
+        Lane before = lane;
+        before.point--;
+        skip_empty(before);
+        return kept_step(before) < 0;
     }
 
     void end_row(int l) { // what is left are outputs at the start
@@ -174,14 +186,16 @@ template <class R> class Backward {
     // ---- one step of every lane
 
     void step() {
-        load_steps();
+        load_times();
         bool dense = dense_inside();
         int n = dense ? stages_ : method.num_before_end();
+        R* kept = in_place_ && !times_ && n == method.num_before_end() ? kept_stages() : nullptr;
+        if (!kept) load_states();
         std::memset(gk_, 0, sizeof(R) * N * n);
         for (ptrdiff_t i = 0; i < N; i++) gy_[i] = 0;
-        for (int l = 0; l < T; l++) gt0_[l] = gt1_[l] = 0;
+        for (int l = 0; l < T && times_; l++) gt0_[l] = gt1_[l] = 0;
         if (code_) run_tape(*tapes_[dense]);
-        else interpret(n);
+        else interpret(n, kept);
         for (int l = 0; l < T; l++)
             if (lanes_[l].row >= 0) leave_step(l);
         for (int l = 0; l < T; l++)
@@ -194,8 +208,9 @@ template <class R> class Backward {
         int64_t live = T - idle();
         evaluations += tape.num_stages * live, products += tape.num_stages * live;
     }
-    void interpret(int n) {
-        replay(n);
+    void interpret(int n, R* kept) {
+        if (kept) saved_ = kept;
+        else replay(n);
         all_outputs();
         end_of_step();
         for (int i = n - 1; i >= 0; i--) stage(i);
@@ -205,20 +220,53 @@ template <class R> class Backward {
         gy_ = gy1_, gy1_ = swap;
     }
 
-    void load_steps() {
+    int first_live() const {
         int live = 0;
         while (lanes_[live].row < 0) live++;
+        return live;
+    }
+    void load_times() {
+        int live = first_live();
+        if (in_place_) {
+            int64_t point = lanes_[live].point;
+            return tile.set_interval(batch.grid(point, 0), batch.grid(point + 1, 0));
+        }
         for (int l = 0; l < T; l++) {
             const Lane& lane = lanes_[lanes_[l].row >= 0 ? l : live];
+            if (trace_.kept) {
+                tile.t0[l] = batch.grid(lane.point, lane.row), tile.t1[l] = batch.grid(lane.point + 1, lane.row);
+                continue;
+            }
             const Step* step = trace_.at(lane.step);
             tile.t0[l] = step->t0, tile.t1[l] = step->t1;
-            tile.put(tile.y, l, step->y, D);
+        }
+        tile.set_lengths();
+    }
+    // The states at the start, and what else idle lanes repeat.
+    void load_states() {
+        int live = first_live();
+        for (int l = 0; l < T; l++) {
+            const Lane& lane = lanes_[lanes_[l].row >= 0 ? l : live];
+            if (trace_.kept) {
+                const R* y = kept_of(lane.row, lane.point) + trace_.kept_T + lane.row % trace_.kept_T;
+                for (int f = 0; f < D; f++) tile.y[ptrdiff_t(f) * T + l] = y[ptrdiff_t(f) * trace_.kept_T];
+            } else {
+                tile.put(tile.y, l, trace_.at(lane.step)->y, D);
+            }
             if (lanes_[l].row < 0) {
                 tile.copy_lane(tile.rowdata, live, l, batch.A);
                 for (int f = 0; f < D; f++) gy1_[ptrdiff_t(f) * T + l] = 0;
             }
         }
-        tile.set_lengths();
+    }
+    // SAVED of the first stage of a step on the way forward, whose tile the row was in.
+    R* kept_of(int64_t row, int64_t point) const {
+        ptrdiff_t stages = method.num_before_end(), size = numbers_of<R>(p.rows_saved, trace_.kept_T);
+        return trace_.kept + (row / trace_.kept_T * (s.points - 1) + point) * stages * size;
+    }
+    R* kept_stages() const { // of the tile's step: its rows are those of a tile on the way forward
+        const Lane& lane = lanes_[first_live()];
+        return kept_of(lane.row, lane.point);
     }
 
     double sign(int l) const { return tile.t1[l] >= tile.t0[l] ? 1 : -1; }
@@ -243,13 +291,6 @@ template <class R> class Backward {
             saved_ = slab;
             tile.evaluate(0, saved_, bases_); // f at the start, which the step before had
             evaluations += T - idle();
-            return;
-        }
-        bool kept = kept_ && !times_ && n == method.num_before_end();
-        if (kept) {
-            int live = 0;
-            while (lanes_[live].row < 0) live++;
-            saved_ = kept_ + (tile_index_ * (s.points - 1) + lanes_[live].point) * n * saved_step_;
             return;
         }
         saved_ = own_saved_;
@@ -314,7 +355,7 @@ template <class R> class Backward {
     }
     void outputs(int l) {
         Lane& lane = lanes_[l];
-        bool inside = false, first = trace_.at(lane.step)->previous < 0;
+        bool inside = false, first = is_first(lane);
         for (; s.grad_ys && lane.output >= 0; lane.output--) {
             double t = batch.t_eval(lane.output, lane.row);
             if ((t - tile.t0[l]) * sign(l) < 0 || (t == tile.t0[l] && !(first && times_))) break;
@@ -371,7 +412,7 @@ template <class R> class Backward {
         R* cot = cot_ + i * cot_step_;
         std::memcpy(cot, gk_ + i * N, D * T * sizeof(R));
         bases_[SAVED] = saved_ + i * saved_step_, bases_[COTANGENT] = cot, bases_[ROWDATA] = tile.rowdata;
-        bool before = i > 0 || (kept_ && saved_ != kept_); // the stage that is next on the way back lies before this one
+        bool before = i > 0 || (in_place_ && saved_ != trace_.kept); // the stage that is next on the way back lies before this one
         if (saved_ != own_saved_ && before) run.fetch_meanwhile(bases_[SAVED] - saved_step_, saved_step_);
         run.backward(bases_);
         products += T - idle();
@@ -393,17 +434,16 @@ template <class R> class Backward {
 
     void leave_step(int l) {
         Lane& lane = lanes_[l];
-        const Step* step = trace_.at(lane.step);
         int64_t row = lane.row;
         if (s.grid && s.grad_grid) {
             s.grad_grid[lane.point * s.rows + row] += gt0_[l];
             s.grad_grid[(lane.point + 1) * s.rows + row] += gt1_[l];
         }
         if (!s.grid && s.grad_t1 && lane.step == trace_.last(row)) s.grad_t1[row] = gt1_[l];
-        if (!s.grid && s.grad_t0 && step->previous < 0) s.grad_t0[row] = gt0_[l];
-        lane.step = step->previous;
+        if (!s.grid && s.grad_t0 && is_first(lane)) s.grad_t0[row] = gt0_[l];
         lane.point--;
         if (s.grid) skip_empty(lane);
+        lane.step = trace_.kept ? kept_step(lane) : trace_.at(lane.step)->previous;
     }
 
     const Program& p;
@@ -420,8 +460,8 @@ template <class R> class Backward {
     int T, D;
     ptrdiff_t N;
     bool times_; // whether gradients of times are wanted
-    R *kept_ = nullptr, *sums_ = nullptr;
-    int64_t tile_index_ = 0;
+    bool in_place_ = false; // whether the stages that the way forward kept are there, in the same tiles
+    R* sums_ = nullptr;
     ptrdiff_t saved_step_, cot_step_;
     Bases<R> bases_;
     R *own_saved_, *saved_ = nullptr, *cot_;

@@ -557,7 +557,7 @@ template <class R> class Forward {
             if (tile.t0[l] == tile.t1[l]) continue; // a row whose own grid has ended
             s.accepted[first + l]++;
             s.evaluations[first + l] += dense ? method.all : before_end;
-            record(l);
+            if (!keep) record(l);
             if (s.num_eval) outputs(l);
         }
         std::memcpy(tile.y, tile.y1, tile.N * sizeof(R));

@@ -221,7 +221,11 @@ template <class R> class Interpreter {
   private:
     INLINE void fetch(int operations) {
         constexpr ptrdiff_t LINE = 64 / sizeof(R);
-        for (int lines = operations / 32; lines >= 0 && ahead_ < ahead_end_; lines--, ahead_ += LINE) __builtin_prefetch(ahead_);
+        const R* end = ahead_ + (operations / 32 + 1) * LINE;
+        end = end < ahead_end_ ? end : ahead_end_;
+        const R* at = ahead_;
+        for (; at < end; at += LINE) __builtin_prefetch(at);
+        ahead_ = at;
     }
 
     // Rows that an epilogue reads, on their way from memory while the products before it run.
@@ -386,10 +390,14 @@ template <class R> class Interpreter {
             const R* g = lane_row(i.x, bases, 0);
             ptrdiff_t step = steps[i.x.space];
             for (int k = 0; k < i.n; k++, g += T_) {
-                Vec<R> sum = {};
-                for (int s = 0; s < stages; s++)
-                    for (int t = 0; t < T_; t += LANES<R>) sum += load(g + s * step + t);
-                store(sums + ptrdiff_t(k) * LANES<R>, load(sums + ptrdiff_t(k) * LANES<R>) + sum);
+                Vec<R> sum = {}, odd = {}; // two: a sum alone would wait for itself
+                for (int t = 0; t < T_; t += LANES<R>) {
+                    const R* at = g + t;
+                    int s = 0;
+                    for (; s + 2 <= stages; s += 2, at += 2 * step) sum += load(at), odd += load(at + step);
+                    if (s < stages) sum += load(at);
+                }
+                store(sums + ptrdiff_t(k) * LANES<R>, load(sums + ptrdiff_t(k) * LANES<R>) + (sum + odd));
             }
             return;
         }

@@ -53,7 +53,8 @@ template <class R> class Trace {
     int64_t last(int64_t row) const { return last_[row]; }
     int64_t rows() const { return rows_; }
 
-    // SAVED of every stage, `[tile][step][stage]`, of a fixed grid on tiles of T rows; null where it did not fit.
+    // SAVED of every stage, `[tile][step][stage]`, of a fixed grid on tiles of T rows; null where it did not fit. Where it did,
+    // there are no chains of steps: the grid is all rows', and the first stage's SAVED has the states.
     R* kept = nullptr;
     size_t kept_capacity = 0;
     int kept_T = 0;
