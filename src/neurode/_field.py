@@ -63,8 +63,8 @@ def take_rows(args: tuple[Any, ...], index: Tensor | None) -> tuple[Any, ...]:
     return pytree.tree_map(cut, args, is_leaf=is_per_row)
 
 
-def misfit(f: Any, args: Sequence[Any]) -> str | None:
-    """Why `f` cannot be called as `f(t, y, *args)`, or None where it can, or keeps its signature to itself."""
+def misfit(f: Any, args: Sequence[Any], name: str = "f") -> str | None:
+    """Why a function cannot be called as `f(t, y, *args)`; None where it can, or keeps its signature to itself."""
     try:
         signature = inspect.signature(f.forward if isinstance(f, nn.Module) else f)
     except (TypeError, ValueError):  # a builtin
@@ -73,7 +73,9 @@ def misfit(f: Any, args: Sequence[Any]) -> str | None:
         signature.bind("t", "y", *args)
     except TypeError:
         wanted = ", ".join(["t", "y", *(f"args[{k}]" for k in range(len(args)))])
-        return f"f is called as f({wanted}), but {getattr(f, '__name__', type(f).__name__)} takes {signature}."
+        return (
+            f"{name} is called as {name}({wanted}), but {getattr(f, '__name__', type(f).__name__)} takes {signature}."
+        )
     return None
 
 

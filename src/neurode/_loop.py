@@ -15,7 +15,7 @@ from torch import Tensor
 from neurode import control
 from neurode._problem import Problem
 from neurode._solution import Status
-from neurode._state import unreadable
+from neurode._state import hidden
 from neurode._times import as_time
 from neurode.control import standins
 from neurode.output import compact, joint, rows
@@ -38,7 +38,7 @@ class Outcome:
         num_saved: accepted steps saved per row with `t_eval="steps"`.
         events: what the events recorded.
         estimates: sums over the accepted steps, by name.
-        lost: which rows failed, where gradients go through interpolants in which good rows play them.
+        lost: `control.standins.Lost`, or True, where gradients were on and rows, or all of it, failed.
     """
 
     y1: Tensor
@@ -59,12 +59,12 @@ class Outcome:
 def integrate(problem: Problem) -> Outcome:
     """Solve a problem on the eager engine, recording on PyTorch's tape where gradients are on."""
     outcome = _integrate(problem)
-    if not torch.is_grad_enabled() or unreadable(problem.y0):
+    if not torch.is_grad_enabled() or hidden(outcome.y1):
         return outcome
     gone = standins.failed(outcome.status)
     if gone is None:
         return outcome
-    return standins.solve_without(problem, outcome, gone, _integrate)
+    return standins.solve_without(problem, outcome, gone, stepper(problem.method).remembers, _integrate)
 
 
 def _integrate(problem: Problem) -> Outcome:

@@ -44,6 +44,9 @@ def read_control(
     for name, value in lengths.items():
         if value is not None:
             _refuse_length(name, value, zero=name == "min_step")
+    for name in ("min_step", "max_step"):
+        if isinstance(lengths[name], Tensor) and lengths[name].numel() != 1:
+            raise InputError(f"{name} has shape {tuple(lengths[name].shape)}; it is one number for all rows.")
     if float(min_step) > float(max_step):
         raise InputError(f"min_step={min_step!r} is above max_step={max_step!r}.")
     return {"controller": controller or DEFAULT_CONTROLLER, **lengths, "step_at": stops, "jump_at": jumps}
@@ -204,7 +207,12 @@ def _given_grid(t0: Any, t1: Any, grid: Any) -> Any:
     if callable(grid):
         grid = grid(t0, t1)
     if isinstance(t0, Tensor) and t0.ndim:
-        raise InputError("grid= with a t_span for each row: give steps= or step_size= instead.")
+        if bool((t0 != t0[0]).any() | (t1 != t1[0]).any()):
+            raise InputError("grid= with a t_span for each row: give steps= or step_size= instead.")
+        inner = _given_grid(number(t0[0]), number(t1[0]), grid)[1:-1]
+        return torch.stack(
+            [t0, *(torch.as_tensor(t, dtype=t0.dtype, device=t0.device).expand_as(t0) for t in inner), t1]
+        )
     points = torch.as_tensor(grid, dtype=torch.float64)
     if points.ndim != 1 or len(points) < 2:
         raise InputError(f"grid has shape {tuple(points.shape)}; it must be (points,), from t0 to t1.")
@@ -244,7 +252,12 @@ def read_tolerance(name: str, value: Any, layout: Layout, y0: Tensor, lowest: fl
 
 def refuse_no_tolerance(rtol: Any, atol: Any) -> None:
     """Refuse tolerances that are both zero: no step is that accurate."""
-    if all(isinstance(tol, int | float) and tol == 0 for tol in (rtol, atol)):
+    if all(
+        tol == 0
+        if isinstance(tol, int | float)
+        else isinstance(tol, Tensor) and tol.ndim == 0 and not tol.is_meta and bool(tol == 0)
+        for tol in (rtol, atol)
+    ):
         raise InputError(
             "rtol and atol are both 0, which no step can reach. Type rtol=1e-6, atol=1e-8, or take a fixed-step method:"
             " method='rk4', steps=100."

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from neurode import _engines, _integrals, _operator, _options, _times, gradients
@@ -17,11 +18,11 @@ from neurode._field import Field, misfit
 from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Solution, Stats, Status
-from neurode._state import Layout, all_finite, is_vmapped, number, read_state, unreadable
+from neurode._state import Layout, all_finite, hidden, is_vmapped, number, read_state, unreadable
 from neurode.control import PID, Callbacks, standins
 from neurode.fused import plan
 from neurode.output.along import along
-from neurode.output.dense import JointDense, PartlyLost, RowDense, SharedPieces
+from neurode.output.dense import JointDense, PartlyLost, RowDense, SharedPieces, WhollyLost
 from neurode.output.events import Event
 
 
@@ -206,7 +207,7 @@ def _first(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], kno
     solution = solution if integrals is None else integrals.split(solution)
     if asked["has_aux"] or asked["save"] is not None:
         solution = _along(f, solution, problem, asked)
-    if asked["on_failure"] == "raise" and not unreadable(outcome.y1):
+    if asked["on_failure"] == "raise" and not hidden(outcome.y1):
         _raise_failure(solution, problem.grid is not None)
     return solution
 
@@ -292,15 +293,21 @@ def _refuse_vmap(state: Tensor, method: Any, events: Any) -> None:
 def _along(f: Any, solution: Solution, problem: Problem, asked: dict[str, Any]) -> Solution:
     """The solution with what `f` and `save` return at its times."""
     layout, args = problem.layout, problem.field.args
-    status = solution.status
-    failed = standins.failed(status.codes) if isinstance(status, RowStatus) and not unreadable(problem.y0) else None
+    codes = solution.status.codes if isinstance(solution.status, RowStatus) else solution.status
+    failed = None if hidden(pytree.tree_leaves(solution.y1)[0]) else standins.failed(codes)
     start, shaped = (layout.unpack(problem.y0), problem.t0, layout, failed), solution
     if asked["has_aux"]:
         evaluate = lambda t, y: f(t, y, *args)[1]
         shaped = replace(shaped, aux=along(evaluate, solution.ts, solution.ys, *start))
         _count_more(solution.stats, len(solution.ts))
     if asked["save"] is not None:
-        kept = along(lambda t, y: asked["save"](t, y, *args), solution.ts, solution.ys, *start)
+        try:
+            kept = along(lambda t, y: asked["save"](t, y, *args), solution.ts, solution.ys, *start)
+        except TypeError as error:
+            misfit_of_save = misfit(asked["save"], args, "save")
+            if misfit_of_save is None:
+                raise
+            raise InputError(misfit_of_save) from error
         shaped = replace(shaped, ys=kept)
     return shaped
 
@@ -443,6 +450,8 @@ def _solution_of(problem: Problem, outcome: Outcome, stats: Stats) -> Solution:
 def _interpolant(problem: Problem, outcome: Outcome) -> Any:
     if not problem.dense:
         return None
+    if outcome.lost is True:
+        return WhollyLost(_interpolant(problem, replace(outcome, lost=None)), problem.y0)
     if not problem.layout.batched:
         return JointDense(problem.layout, problem.y0, number(problem.t0), outcome.pieces)
     dtype, device, rows = outcome.ts.dtype, outcome.ts.device, len(problem.y0)

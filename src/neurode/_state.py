@@ -246,6 +246,11 @@ def unreadable(y: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(y) or y.is_meta
 
 
+def hidden(y: Tensor) -> bool:
+    """True where not even one row's values can be read: under `torch.compile`, `torch.vmap`, and on the meta device."""
+    return torch.compiler.is_compiling() or y.is_meta or is_vmapped(y)
+
+
 def is_traced(t: Any) -> bool:
     """True where `t` is a tensor that a derivative, `vmap` or `torch.compile` follows, so that it must stay one."""
     if not isinstance(t, Tensor):

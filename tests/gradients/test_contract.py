@@ -49,7 +49,7 @@ def check(name: str, row: Row, dtype: torch.dtype = torch.float64) -> None:
     assert distance(exact.grads, other.grads) <= limit
     for a, b in zip(_numbers(exact.solution), _numbers(other.solution), strict=True):
         # rounding: times that move are tensors, the others numbers
-        near = max(rounding * 1e-12, case.noise) if a.dtype is torch.float64 else rounding * 1e-6
+        near = rounding * (1e-12 if a.dtype is torch.float64 else 1e-6)
         torch.testing.assert_close(a, b, equal_nan=True, rtol=near, atol=near)
 
 

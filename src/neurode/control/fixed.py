@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neurode._solution import Status
-from neurode._state import all_finite, number, unreadable
+from neurode._state import all_finite, hidden, number, unreadable
 from neurode.stepping import Interval, Step, stamped
 
 
@@ -187,7 +187,7 @@ class FixedPace:
 
     def finish(self, y1: Tensor) -> None:
         """Look once, at the end, whether the state is still finite."""
-        if unreadable(y1):
+        if hidden(y1):
             return
         if not all_finite(y1):
             self.status = Status.NON_FINITE
@@ -277,6 +277,6 @@ class RowGridPace:
 
     def finish(self, y1: Tensor) -> None:
         """Look once, at the end, which rows are still finite."""
-        if not unreadable(y1):
+        if not hidden(y1):
             gone = ~torch.isfinite(y1.detach()).all(1)
             self.codes = torch.where(gone, Status.NON_FINITE.code, self.codes)

@@ -99,7 +99,7 @@ class RowPace:
         def evaluate(h: Tensor) -> Tensor:
             target = self.t + self.sign * h.to(self.t.dtype)
             step = Interval(self.t, target, field.time_dtype)
-            return field(target.to(field.time_dtype), y + step.h * f0)
+            return field(target.to(field.time_dtype), y + step.h * f0).detach()  # of its tangent too
 
         scale = self.atol + self.rtol * y.abs()
         h = first_step(evaluate, self._norm, f0, y, scale, self.k)
@@ -222,7 +222,7 @@ class RowPace:
 
     def _ratio(self, step: Step) -> Tensor:
         y0, y1 = step.y0.detach(), step.y1.detach()
-        ratios = [self._norm(scaled_error(self, e, y0, y1)) for e in self.stepper.errors(step)]
+        ratios = [self._norm(scaled_error(self, e.detach(), y0, y1)) for e in self.stepper.errors(step)]
         return ratios[0] if len(ratios) == 1 else two_estimates(ratios[0], ratios[1])
 
     def count(self, calls: int) -> None:

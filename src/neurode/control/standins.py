@@ -1,9 +1,9 @@
-"""Failed rows and the gradients that others share: a failed row's part in the tape is played by a good row.
+"""Failed rows and the gradients that others share: a failed row's part in the tape is played by something that cannot fail.
 
 What a row reached before it failed stays in the results, as constants: no gradient goes through it. A zero cotangent would
 not do, since 0 x NaN in the backward of `f` is NaN, and a weight that all rows share would receive it. So where a tape
-records, the solve is repeated with a good row's data in the failed rows, and what those did the first time is laid over the
-results. Only failures pay for this.
+records, the solve is repeated with stand-ins in the failed rows, and what those did the first time is laid over the results.
+Only failures pay for this.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from neurode._constants import constant
 from neurode._field import PerRow, is_per_row
 from neurode._solution import Status
 
@@ -57,6 +58,88 @@ class Lost:
     t1: Any
 
 
+ROOM = (
+    1000.0  # how far from the largest number a start must be: sums of a step's stages have weights up to some hundred
+)
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """Who plays the rows that failed, wherever gradients are computed.
+
+    A row stands still at its own start if it has times of its own and `f` is finite there, so that data that `f` closes over
+    stay its own. Any other is played by a good row, with that row's data from `args`.
+
+    Attributes:
+        gone: `(rows,)`, True for rows that failed; not all of them.
+        swapped: `(rows,)`, True for those that a good row plays.
+        y0: inner initial states, constants.
+        t0: `(rows,)` where rows have their own times.
+    """
+
+    gone: Tensor
+    swapped: Tensor
+    y0: Tensor
+    t0: Any
+
+    @classmethod
+    def of(cls, problem: Any, gone: Tensor, history: bool) -> StandIns:
+        """For a problem whose rows `gone` failed; `history`: its method remembers derivatives, which a start has not."""
+        y0, t0, grid = problem.y0.detach(), problem.t0, problem.grid
+        if history or not problem.per_row or not (grid is None or (isinstance(grid, Tensor) and grid.ndim == 2)):
+            return cls(gone, gone, y0, t0)
+        field, t0 = copy.copy(problem.field), t0.detach()
+        field.take(None)
+        with torch.no_grad():
+            f0 = field(t0.to(field.time_dtype), y0)
+        calm = torch.isfinite(ROOM * y0).all(1) & torch.isfinite(ROOM * f0.detach()).all(1)
+        return cls(gone, gone & ~calm, y0, t0)
+
+    def states(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """States `(rows, size)` with those of the stand-ins; `rows` are the present ones, None for all."""
+        return self._played(x, rows, lambda: _cut(self.y0, rows))
+
+    def times(self, t: Any, rows: Tensor | None = None) -> Any:
+        """The same of times `(rows,)` or `(time, rows)`; times of all rows alike stay."""
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            return t
+        start = lambda: _cut(self.t0, rows).to(t.dtype).reshape(-1, *[1] * (t.ndim - 1))
+        return self._played(t.movedim(-1, 0), rows, start).movedim(0, -1)
+
+    def _played(self, x: Tensor, rows: Tensor | None, start: Callable[[], Tensor]) -> Tensor:
+        gone, swapped = _cut(self.gone, rows), _cut(self.swapped, rows)
+        if not bool(gone.any()) or bool(gone.all()):
+            return x
+        x = instead(x, gone, swapped)
+        still = gone & ~swapped
+        return torch.where(still.reshape(-1, *[1] * (x.ndim - 1)), start(), x) if bool(still.any()) else x
+
+    def field(self, field: Any) -> Any:
+        """The same field with a good row's data from `args` in the rows that a good row plays."""
+
+        def swap(node: Any) -> Any:
+            if not is_per_row(node):
+                return node
+            return PerRow(pytree.tree_map(lambda x: instead(x, self.gone, self.swapped), node.value))
+
+        other = copy.copy(field)
+        if field.all_args:
+            other.all_args = pytree.tree_map(swap, field.all_args, is_leaf=is_per_row)
+        other.take(None)
+        return other
+
+
+def _cut(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def instead(x: Tensor, gone: Tensor, which: Tensor | None = None) -> Tensor:
+    """Rows of `x`, with those of the first that is not `gone`, as constants, in the rows `which` (all that are)."""
+    good = int((~gone).nonzero()[0])
+    mask = (gone if which is None else which).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.where(mask, x[good].detach(), x)
+
+
 def failed(status: Any) -> Tensor | bool | None:
     """`(rows,)`, True for rows that failed, or True for a joint solve that did; None where nothing failed."""
     if not isinstance(status, Tensor):
@@ -65,13 +148,16 @@ def failed(status: Any) -> Tensor | bool | None:
     return gone if bool(gone.any()) else None
 
 
-def solve_without(problem: Any, outcome: Any, gone: Tensor | bool, integrate: Callable[[Any], Any]) -> Any:
+def solve_without(
+    problem: Any, outcome: Any, gone: Tensor | bool, history: bool, integrate: Callable[[Any], Any]
+) -> Any:
     """Repeat a solve so that the failed rows touch no gradient.
 
     Args:
         problem: the problem.
         outcome: what the first solve returned.
         gone: as `failed` returns it.
+        history: whether the method remembers derivatives.
         integrate: the engine.
 
     Returns:
@@ -79,14 +165,15 @@ def solve_without(problem: Any, outcome: Any, gone: Tensor | bool, integrate: Ca
     """
     if not isinstance(gone, Tensor) or bool(gone.all()):
         return _nothing_left(problem, outcome)
-    field = _field_of(problem.field, gone)
+    stand = StandIns.of(problem, gone, history)
+    field = stand.field(problem.field)
     # `(time,)` holds for all rows, also where there happen to be as many times as rows.
     wide_outputs = isinstance(problem.t_eval, Tensor) and problem.t_eval.ndim == 2
-    times = {name: _times(getattr(problem, name), gone) for name in ("t0", "t1", "grid")}
+    times = {name: stand.times(getattr(problem, name)) for name in ("t0", "t1", "grid")}
     again = integrate(
         replace(
-            problem, field=field, y0=_instead(problem.y0, gone), **times,
-            t_eval=_times(problem.t_eval, gone) if wide_outputs else problem.t_eval,
+            problem, field=field, y0=stand.states(problem.y0), **times,
+            t_eval=stand.times(problem.t_eval) if wide_outputs else problem.t_eval,
         )
     )  # fmt: skip
     problem.field.num_calls = field.num_calls
@@ -100,10 +187,35 @@ def solve_without(problem: Any, outcome: Any, gone: Tensor | bool, integrate: Ca
     saved = None if outcome.num_saved is None else torch.where(gone, outcome.num_saved, again.num_saved)
     lost = None if again.pieces is None else Lost(gone, Reached.of(outcome.pieces), times["t0"], again.t1)
     return replace(
-        outcome, y1=torch.where(gone[:, None], outcome.y1.detach(), again.y1), ys=lay(outcome.ys, again.ys),
-        ts=again.ts if again.ts.ndim == 1 else lay(outcome.ts, again.ts), t1=torch.where(gone, outcome.t1, again.t1),
-        events=events, pieces=again.pieces, estimates=estimates, num_saved=saved, lost=lost,
+        outcome, y1=torch.where(gone[:, None], outcome.y1.detach(), again.y1),
+        ys=lay(with_starts(problem, outcome.ys), again.ys), ts=_output_times(problem, outcome, again, lay),
+        t1=torch.where(gone, _still_time(outcome.t1), again.t1), events=events, pieces=again.pieces, estimates=estimates,
+        num_saved=saved, lost=lost,
     )  # fmt: skip
+
+
+def _output_times(problem: Any, outcome: Any, again: Any, lay: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The times of the outputs: the user's own, or those that each row stepped to."""
+    if isinstance(problem.t_eval, Tensor):
+        return outcome.ts
+    return again.ts if again.ts.ndim == 1 else lay(outcome.ts, again.ts)
+
+
+def with_starts(problem: Any, ys: Tensor) -> Tensor:
+    """Outputs at t0, which a step that was never taken would have given where times move."""
+    if not isinstance(problem.t_eval, Tensor):
+        return ys
+    here = torch.as_tensor(problem.t0, device=ys.device).detach() == (
+        problem.t_eval.detach().unsqueeze(1)
+        if problem.layout.batched and problem.t_eval.ndim == 1
+        else problem.t_eval.detach()
+    )
+    here = here.reshape(*here.shape, *[1] * (ys.ndim - here.ndim))
+    return torch.where(here, problem.y0.detach(), ys)
+
+
+def _still_time(t: Any) -> Any:
+    return t.detach() if isinstance(t, Tensor) else t
 
 
 def _lay(gone: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -119,61 +231,11 @@ def _lay(gone: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 def _nothing_left(problem: Any, outcome: Any) -> Any:
     """A solve that failed whole: what it reached, as constants on a graph through which nothing flows."""
-    still = lambda x: _Still.apply(x.detach(), problem.y0, outcome.y1)
+    still = lambda x: constant(x, outcome.y1, problem.y0)
     events = tuple(replace(e, t=e.t.detach(), y=still(e.y) if isinstance(e.y, Tensor) else e.y) for e in outcome.events)
     estimates = outcome.estimates and {name: value.detach() for name, value in outcome.estimates.items()}
-    t1 = outcome.t1.detach() if isinstance(outcome.t1, Tensor) else outcome.t1
     return replace(
-        outcome, y1=still(outcome.y1), ys=still(outcome.ys), ts=outcome.ts.detach(), t1=t1, events=events,
-        pieces=Reached.of(outcome.pieces), estimates=estimates,
+        outcome, y1=still(outcome.y1), ys=still(with_starts(problem, outcome.ys)), events=events, estimates=estimates,
+        ts=outcome.ts if isinstance(problem.t_eval, Tensor) else outcome.ts.detach(), t1=_still_time(outcome.t1),
+        pieces=Reached.of(outcome.pieces), lost=True,
     )  # fmt: skip
-
-
-class _Still(torch.autograd.Function):
-    """A constant that knows what it was computed from, so that `backward()` goes through it and brings nothing."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.shape = inputs[1].shape
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, grads[0].new_zeros(ctx.shape), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return torch.zeros_like(ctx.saved_tensors[0])
-
-
-def _instead(x: Tensor, gone: Tensor) -> Tensor:
-    """Rows of `x`, with the first good row's values, as constants, in the failed ones."""
-    good = int((~gone).nonzero()[0])
-    mask = gone.reshape(-1, *[1] * (x.ndim - 1))
-    return torch.where(mask, x[good].detach(), x)
-
-
-def _times(t: Any, gone: Tensor) -> Any:
-    """Times of rows, `(rows,)` or `(time, rows)`; times of all rows alike stay."""
-    if not isinstance(t, Tensor) or t.ndim == 0:
-        return t
-    return _instead(t.movedim(-1, 0), gone).movedim(0, -1)
-
-
-def _field_of(field: Any, gone: Tensor) -> Any:
-    """The same field with a good row's data in the failed rows of `args`."""
-
-    def swap(node: Any) -> Any:
-        return PerRow(pytree.tree_map(lambda x: _instead(x, gone), node.value)) if is_per_row(node) else node
-
-    other = copy.copy(field)
-    if field.all_args:
-        other.all_args = pytree.tree_map(swap, field.all_args, is_leaf=is_per_row)
-    other.take(None)
-    return other

@@ -18,7 +18,6 @@ from neurode._options import rms, row_rms
 from neurode._problem import Problem
 from neurode._solution import RowStatus, Stats
 from neurode._state import Layout, number, real_dtype
-from neurode.control import standins
 from neurode.gradients.inputs import Inputs, Replayed, refuse_unlisted
 from neurode.gradients.jumps import Stop
 from neurode.gradients.pull import pull
@@ -157,7 +156,7 @@ class Sweep:
         inputs: what `f` depends on.
         values: the same tensors as autograd has kept them.
         path: the forward solution where it is not solved backward.
-        gone: `(rows,)`, True for rows that failed; or None.
+        stand: who plays the rows that failed; or None.
         events: of the problem, to be found again; None where it has none.
 
     Attributes:
@@ -167,13 +166,14 @@ class Sweep:
     """
 
     def __init__(
-        self, problem: Problem, settings: Any, method: Any, inputs: Inputs, values: list[Tensor], path: Any, gone: Any,
+        self, problem: Problem, settings: Any, method: Any, inputs: Inputs, values: list[Tensor], path: Any, stand: Any,
         events: Events | None = None,
     ) -> None:  # fmt: skip
-        self.problem, self.settings, self.method, self.path, self.gone = problem, settings, method, path, gone
+        self.problem, self.settings, self.method, self.path, self.stand = problem, settings, method, path, stand
+        self.gone = None if stand is None else stand.gone
         self.events = events
         self.apart = apart(problem, method)
-        self.replayed = Replayed(problem.field, inputs, values, gone)
+        self.replayed = Replayed(problem.field, inputs, values, stand)
         self.inputs = self.replayed.wanted
         self.carried = not self.apart and not settings.quadrature
         y0 = problem.y0
@@ -298,15 +298,16 @@ class Sweep:
         """A number, or `(rows,)` where rows go back apart."""
         if not self.apart:
             return number(t)
-        return torch.as_tensor(t, dtype=time_dtype(self.a.device), device=self.a.device).detach().expand(len(self.a))
+        t = torch.as_tensor(t, dtype=time_dtype(self.a.device), device=self.a.device).detach().expand(len(self.a))
+        return t if self.stand is None else self.stand.times(t)
 
     def played(self, x: Tensor, instead: float | None = None) -> Tensor:
-        """Rows of `x`; in the place of those that failed a good row, or a number."""
+        """States, or anything with rows; in the place of those that failed their stand-ins, or a number."""
         if self.gone is None:
             return x
         if instead is not None:
             return torch.where(self.gone.reshape(-1, *[1] * (x.ndim - 1)), instead, x)
-        return standins._instead(x, self.gone)
+        return self.stand.states(x)
 
     def _segment(self, t: Any, target: Any, y: Tensor) -> None:
         """Solve from one time to an earlier one."""
@@ -410,10 +411,9 @@ class Sweep:
         return t, self._along(t, rows) if y is None else y, a
 
     def _along(self, t: Tensor, rows: Tensor | None) -> Tensor:
-        """The forward solution at a time; where a row failed, a good one's."""
+        """The forward solution at a time; where a row failed, its stand-in's."""
         y = self.path(t, rows)
-        gone = None if self.gone is None else self.gone if rows is None else self.gone[rows]
-        return y if gone is None or bool(gone.all()) else standins._instead(y, gone)
+        return y if self.stand is None else self.stand.states(y, rows)
 
     def _vjp(self, t: Tensor, y: Tensor, a: Tensor, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The derivative, and the gradients of `<a, f(t, y)>` with respect to y and `inputs`."""

@@ -13,11 +13,13 @@ from neurode._loop import Outcome, end_time, integrate, time_dtype
 from neurode._options import choose_method
 from neurode._problem import Problem
 from neurode._solution import Stats, Status
+from neurode.control import standins
 from neurode.gradients.adjoint import JointPath, RowPath, Sweep, apart
 from neurode.gradients.inputs import Inputs, autocast_state, inputs_of, tensors_in, uncached_autocast
 from neurode.gradients.jumps import Happenings, stops
 from neurode.gradients.values import output_times, values_of
 from neurode.output.events import Events
+from neurode.stepping import stepper
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class _Work:
         self.outcome: Any = None
         self.path: Any = None
         self.gone: Tensor | None = None
+        self.stand: standins.StandIns | None = None
         self.names: list[Any] = []
         self.happenings = Happenings() if problem.events else None
 
@@ -152,6 +155,10 @@ class _Work:
         if isinstance(outcome.status, Tensor):
             failed = outcome.status > Status.TERMINATED.code
             self.gone = failed if bool(failed.any()) else None
+            if self.gone is not None:
+                outcome = replace(outcome, ys=standins.with_starts(problem, outcome.ys))
+            if self.gone is not None and not bool(self.gone.all()):
+                self.stand = standins.StandIns.of(plain, self.gone, stepper(problem.method).remembers)
         values, _ = values_of(problem, outcome, None, y0, None)
         self.names = list(values)
         nothing: Any = None  # the outputs belong to autograd from here on
@@ -231,9 +238,9 @@ class _Adjoint(torch.autograd.Function):
         work, wanted, problem = ctx.work, ctx.needs_input_grad, ctx.work.problem
         names = work.names
         saved = ctx.saved_tensors
-        (y0, *inputs), gone = saved[len(names) :], None if work.lost else work.gone
+        y0, *inputs = saved[len(names) :]
         values, grads = (dict(zip(names, tensors, strict=False)) for tensors in (saved, grads_out))
-        sweep = Sweep(problem, work.settings, work.method, work.inputs, inputs, work.path, gone, work.events())
+        sweep = Sweep(problem, work.settings, work.method, work.inputs, inputs, work.path, work.stand, work.events())
         grad_t0 = grad_t1 = grad_times = None
         if not work.lost:
             with sweep.replayed.outer():
@@ -243,7 +250,7 @@ class _Adjoint(torch.autograd.Function):
                     y1, grad_y1 = sweep.played(values["y1"]), sweep.played(grads["y1"], 0.0)
                     grad_t1 = work.at_t1(sweep.time_gradient(end, y1, grad_y1))
                 times = [values["event t", i] for i in range(len(problem.events))]
-                back = stops(problem, reached, work.happenings, times, sweep.apart, gone)
+                back = stops(problem, reached, work.happenings, times, sweep.apart, sweep.gone)
                 grad_times = sweep.run(back, reached, values, grads)
                 if wanted[2]:
                     grad_t0 = -sweep.time_gradient(start, sweep.played(y0), sweep.played(sweep.a, 0.0))

@@ -86,6 +86,7 @@ class _Work:
         parts: which of them are parts of interpolants.
         record: the steps.
         gone: `(rows,)`, True for rows that failed, or True for a joint solve that did; or None.
+        stand: who plays the rows that failed; None where none did, or all.
     """
 
     def __init__(self, settings: Any, problem: Problem, stats: Stats, inputs: Inputs) -> None:
@@ -93,7 +94,8 @@ class _Work:
         self.autocast = autocast_state(problem.y0)
         self.moving = moving_times(problem)
         self.outcome: Any = None
-        self.gone: Any = None
+        self.gone: Tensor | bool | None = None
+        self.stand: standins.StandIns | None = None
         self.names: list[Any] = []
         self.parts = Parts({}, [])
         self.record: Any = None
@@ -109,10 +111,16 @@ class _Work:
         with uncached_autocast(self.autocast):
             outcome = integrate(plain)
         self.gone = standins.failed(outcome.status)
-        if self.played is not None and outcome.pieces is not None:
-            lost = standins.Lost(self.played, standins.Reached.of(outcome.pieces), problem.t0, outcome.t1)
-            outcome = replace(outcome, lost=lost)
-        values, self.parts = values_of(problem, outcome, self.record, y0, self.played)
+        if self.gone is not None:
+            outcome = replace(outcome, ys=standins.with_starts(problem, outcome.ys))
+        if self.lost:
+            outcome = replace(outcome, lost=True)
+        elif isinstance(self.gone, Tensor):
+            self.stand = standins.StandIns.of(plain, self.gone, stepper(problem.method).remembers)
+            if outcome.pieces is not None:
+                reached = standins.Reached.of(outcome.pieces)
+                outcome = replace(outcome, lost=standins.Lost(self.gone, reached, problem.t0, outcome.t1))
+        values, self.parts = values_of(problem, outcome, self.record, y0, self._played)
         self.names = list(values)
         nothing: Any = None  # the states belong to autograd from here on
         self.outcome = replace(outcome, y1=nothing, ys=nothing)
@@ -127,7 +135,7 @@ class _Work:
     def attach(self, values: dict[Any, Tensor]) -> Outcome:
         """The outcome of the forward pass with the values that autograd knows."""
         replay = self._replay(None, Times(self.moving, values.get("catches"), time_dtype(self.problem.y0.device)))
-        attached = Attach(self.problem, self.outcome, self.record, replay, values, self.parts, self.played).all()
+        attached = Attach(self.problem, self.outcome, self.record, replay, values, self.parts, self._played).all()
         self.outcome = replace(self.outcome, events=(), pieces=None)
         self.record.intervals.clear()
         return attached
@@ -140,8 +148,8 @@ class _Work:
             catches = named["catches"]
             catches = torch.zeros_like(torch.stack(self.record.catches)) if catches is None else catches.clone()
         times = Times([t if t is None else t.detach() for t in self.moving], catches, time_dtype(y0.device))
-        replayed = Replayed(self.problem.field, self.inputs, inputs, self.played)
-        replay = self._replay(replayed, times, self.played)
+        replayed = Replayed(self.problem.field, self.inputs, inputs, self.stand)
+        replay = self._replay(replayed, times, self.stand)
         return self._sweep(replay, y0, named)
 
     def _sweep(self, replay: Any, y0: Tensor, grads: dict[Any, Any]) -> Sweep:
@@ -154,13 +162,12 @@ class _Work:
         return bool(self.gone.all()) if isinstance(self.gone, Tensor) else self.gone is not None
 
     @property
-    def played(self) -> Tensor | None:
-        """`(rows,)`, True for rows that failed and are played by good ones; None where there are none."""
-        return self.gone if isinstance(self.gone, Tensor) and not self.lost else None
+    def _played(self) -> Tensor | None:
+        return None if self.stand is None else self.stand.gone
 
-    def _replay(self, inputs: Any, times: Times, gone: Tensor | None = None) -> Any:
+    def _replay(self, inputs: Any, times: Times, stand: standins.StandIns | None = None) -> Any:
         kind = RowReplay if self.problem.per_row else JointReplay
-        return kind(self.problem, inputs, self.record, times, gone, self.parts.of_step)
+        return kind(self.problem, inputs, self.record, times, stand, self.parts.of_step)
 
     def again(self, y0: Tensor, inputs: list[Tensor], grads: list[Any]) -> list[Any]:
         """The gradients with a graph of their own, which replays do not give."""

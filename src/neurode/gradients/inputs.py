@@ -17,7 +17,7 @@ from neurode._errors import GradientError
 from neurode._field import Field, PerRow, is_per_row
 from neurode._problem import Problem
 from neurode._state import number
-from neurode.control import standins
+from neurode.control.standins import StandIns
 from neurode.output.events import values_at
 
 # The node that FSDP2's `fully_shard` puts into the graph of every module that it gathers and frees on its own.
@@ -237,18 +237,18 @@ class Replayed:
         field: the vector field.
         inputs: what it depends on.
         values: the same tensors as autograd has kept them.
-        gone: `(rows,)`, True for rows that a good row plays; or None.
+        stand: who plays the rows that failed; or None.
 
     Attributes:
         field: what to call, within `outer()`.
         wanted: the tensors with respect to which to differentiate, in the order of `inputs.all`.
     """
 
-    def __init__(self, field: Field, inputs: Inputs, values: list[Tensor], gone: Tensor | None = None) -> None:
+    def __init__(self, field: Field, inputs: Inputs, values: list[Tensor], stand: StandIns | None = None) -> None:
         pairs = list(zip(inputs.all, values, strict=True))
         self.wanted = [x if x.grad_fn is None else value.detach().requires_grad_() for x, value in pairs]
         swap = {id(x): new for x, new in zip(inputs.all, self.wanted, strict=True) if x is not new}
-        self.field, self.gone = copy.copy(field), gone
+        self.field, self.stand = copy.copy(field), stand
         self.rows: Tensor | None = None
         self.args = pytree.tree_map(lambda node: _swapped(node, swap), field.all_args, is_leaf=is_per_row)
         self.take(None)
@@ -261,8 +261,8 @@ class Replayed:
         """Be called with these rows from now on; makes what is cut of `args` anew, for one pass of autograd."""
         self.rows = rows
         self.field.all_args = self.args
-        if self.gone is not None and self.args:
-            self.field = standins._field_of(self.field, self.gone)
+        if self.stand is not None and self.args:
+            self.field = self.stand.field(self.field)
         self.field.take(rows)
 
     def outer(self) -> Any:

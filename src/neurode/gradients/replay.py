@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neurode._state import number, real_dtype
-from neurode.control import standins
+from neurode.control.standins import StandIns
 from neurode.gradients.outputs import JointOutputs, RowOutputs
 from neurode.gradients.record import Recorder, RowStride, State, put
 from neurode.gradients.totals import Times
@@ -53,15 +53,22 @@ class Replay:
         inputs: its field, and what that depends on.
         record: the notes of its forward pass.
         times: the totals of the moving times' gradients; those without one are None.
-        gone: `(all rows,)`, True for rows that failed and are played by one that did not; or None.
+        stand: who plays the rows that failed; or None.
         parts: which parts of a step's interpolant are outputs: `"y0"`, `"y1"` or the number of a derivative, and the name.
     """
 
     def __init__(
-        self, problem: Any, inputs: Any, record: Recorder, times: Times, gone: Tensor | None, parts: dict[int, Any]
+        self,
+        problem: Any,
+        inputs: Any,
+        record: Recorder,
+        times: Times,
+        stand: StandIns | None,
+        parts: dict[int, Any],
     ) -> None:
         self.problem, self.inputs, self.strides = problem, inputs, record.strides
-        self.times, self.gone, self.parts = times, gone, parts
+        self.times, self.stand, self.parts = times, stand, parts
+        self.gone = None if stand is None else stand.gone
         self.stepper = stepper(problem.method)
         self.coupled = problem.method.kind in COUPLED
         self.saves = isinstance(problem.t_eval, str)
@@ -226,10 +233,9 @@ class JointReplay(Replay):
 
     def state(self, n: int, kept: State) -> State:
         """See `Replay.state`."""
-        if self.gone is None:
+        if self.stand is None:
             return kept
-        instead = lambda x: standins._instead(x, self.gone)
-        return State(instead(kept.y), tuple(map(instead, kept.past)))
+        return State(self.stand.states(kept.y), tuple(map(self.stand.states, kept.past)))
 
     def advance(self, n: int, state: State, field: Any) -> State:
         """See `Replay.advance`."""
@@ -353,27 +359,24 @@ class RowReplay(Replay):
 
         def present(x: Tensor) -> Tensor:
             x = x if stride.whole or len(x) == len(stride.rows) else x.index_select(0, stride.rows)
-            return self._instead(stride, x)
+            return x if self.stand is None else self.stand.states(x, stride.rows)
 
         return State(present(kept.y), tuple(map(present, kept.past)))
 
-    def _instead(self, stride: RowStride, x: Tensor) -> Tensor:
-        if self.gone is None:
-            return x
-        gone = self.gone[stride.rows]
-        return standins._instead(x, gone) if bool(gone.any()) and not bool(gone.all()) else x
+    def _times_of(self, stride: RowStride, t: Tensor) -> Tensor:
+        return t if self.stand is None else self.stand.times(t, stride.rows)
 
     def interval(self, n: int, dtype: torch.dtype) -> Interval:
         """See `Replay.interval`."""
         stride = self.strides[n]
-        return Interval(self._instead(stride, stride.t0), self._instead(stride, stride.t1), dtype, *stride.jumps)
+        return Interval(self._times_of(stride, stride.t0), self._times_of(stride, stride.t1), dtype, *stride.jumps)
 
     def advance(self, n: int, state: State, field: Any) -> State:
         """See `Replay.advance`."""
         stride, here = self.strides[n], self.state(n, state)
-        ends = [self._instead(stride, stride.t0), self._instead(stride, stride.t1)]
+        ends = [self._times_of(stride, stride.t0), self._times_of(stride, stride.t1)]
         known = len(here.past) if self.stepper.remembers else 0
-        before = tuple(self._instead(s, s.t0) for s in reversed(self.strides[n - known : n]))
+        before = tuple(self._times_of(s, s.t0) for s in reversed(self.strides[n - known : n]))
         step = self._step(n, here, ends, before, field)
         catch = self._find_events(n, lambda: self.stepper.piece(field, step)[0], None)
 
@@ -397,7 +400,7 @@ class RowReplay(Replay):
 
     def _ends(self, n: int, taken: Taken) -> list[Any]:
         stride = self.strides[n]
-        ends = [self._instead(stride, stride.t0), self._instead(stride, stride.t1)]
+        ends = [self._times_of(stride, stride.t0), self._times_of(stride, stride.t1)]
         for i in range(2):
             sources = row_sources(stride, i, self.span, self.times)
             if sources:

@@ -100,7 +100,7 @@ def _name_pieces(
 
 def _played(x: Tensor, gone: Tensor | None) -> Tensor:
     """Rows that failed, played by one that did not: a query that no one reads must not spoil a gradient."""
-    return x if gone is None else standins._instead(x, gone)
+    return x if gone is None else standins.instead(x, gone)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from neurode._constants import constant
 from neurode._errors import InputError
 from neurode._state import Layout, real_dtype
 
@@ -18,8 +19,8 @@ def along(
 ) -> Any:
     """`call(t, y)` at every output, stacked, time first.
 
-    Where a solve did not come (behind a terminal event, in a failed row), `call` sees the initial state in the place of
-    NaN, so that no gradient is spoiled, and the result is NaN. What a failed row reached is a constant.
+    Where a solve did not come (behind a terminal event, in a failed row), `call` sees a good initial state in the place of
+    NaN, so that no gradient is spoiled, and the result is NaN. What failed rows reached is evaluated apart: constants.
 
     Args:
         call: gets `t` 0-d, or `(rows, 1, ..., 1)` with rows, and the state as the user has it.
@@ -27,37 +28,67 @@ def along(
         ys: states, time first.
         y0, t0: the start.
         layout: of the state.
-        failed: `(rows,)`, True for rows that failed; or None.
+        failed: `(rows,)`, True for rows that failed, or True for a joint solve that did; or None.
     """
     leaves, spec = pytree.tree_flatten(ys)
     start, moment = pytree.tree_leaves(y0), torch.as_tensor(t0, dtype=ts.dtype, device=ts.device)
     rows = start[0].shape[:1] if layout.batched else torch.Size()
+    moment = moment.expand(rows)
+    mixed = isinstance(failed, Tensor) and not bool(failed.all())
+    if mixed:  # the start of a failed row may be what it failed of
+        start, moment = [_played(part, failed) for part in start], _played(moment, failed)
     results: list[list[Tensor]] = []
     tree = spec
+
+    def evaluate(t: Tensor, parts: list[Tensor], absent: Tensor) -> list[Any]:
+        nonlocal tree
+        parts = [torch.where(_wide(absent, part), first, part) for part, first in zip(parts, start, strict=True)]
+        t = torch.where(absent, moment, t).to(real_dtype(layout.dtype))
+        t = t.reshape(-1, *layout.time_shape) if layout.batched else t
+        values, tree = pytree.tree_flatten(call(t, pytree.tree_unflatten(parts, spec)))
+        return values
+
     for i in range(max(len(ts), 1)):
         parts = [leaf[i] for leaf in leaves] if len(ts) else start
-        t = ts[i].expand(rows) if len(ts) else moment.expand(rows)
+        t = ts[i].expand(rows) if len(ts) else moment
         gone = ~torch.isfinite(t.detach())
         for part in parts:
             finite = torch.isfinite(part.detach())
             gone = gone | ~(finite.flatten(1).all(1) if layout.batched else finite.all())
-        safe = [torch.where(_wide(gone, part), first, part) for part, first in zip(parts, start, strict=True)]
-        t = torch.where(gone, moment, t).to(real_dtype(layout.dtype))
-        t = t.reshape(-1, *layout.time_shape) if layout.batched else t
-        values, tree = pytree.tree_flatten(call(t, pytree.tree_unflatten(safe, spec)))
-        results.append([_masked(value, gone, failed) for value in values])
+        if failed is None:
+            results.append([_masked(value, gone) for value in evaluate(t, parts, gone)])
+            continue
+        with torch.no_grad():
+            shown = [_masked(value, gone) for value in evaluate(t, parts, gone)]
+        if mixed:
+            values = [_masked(value, gone) for value in evaluate(t, parts, gone | failed)]
+            shown = [_laid(failed, a, b) for a, b in zip(shown, values, strict=True)]
+        else:
+            shown = [constant(x, leaves[0], *start) if x.is_floating_point() or x.is_complex() else x for x in shown]
+        results.append(shown)
     stacked = [
         torch.stack(column) if len(ts) else column[0].new_empty((0, *column[0].shape)) for column in zip(*results)
     ]
     return pytree.tree_unflatten(stacked, tree)
 
 
+def _played(x: Tensor, failed: Tensor) -> Tensor:
+    """Rows of `x`, with the first good one's values in those that failed."""
+    return torch.where(_wide(failed, x), x[int((~failed).nonzero()[0])].detach(), x)
+
+
+def _laid(failed: Tensor, known: Tensor, value: Tensor) -> Tensor:
+    """What rows that failed reached, over the values of the others; a statistic of all rows is a constant then."""
+    by_row = known.ndim and known.shape[0] == len(failed)
+    return torch.where(_wide(failed, known), known, value) if by_row else known
+
+
 def _wide(mask: Tensor, like: Tensor) -> Tensor:
     return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
 
 
-def _masked(value: Any, gone: Tensor, failed: Tensor | None) -> Tensor:
-    """NaN where nothing was solved; a statistic over all rows is NaN where any row is, and rows that failed are constants."""
+def _masked(value: Any, gone: Tensor) -> Tensor:
+    """NaN where nothing was solved; a statistic over all rows is NaN where any row is."""
     try:
         value = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -68,6 +99,4 @@ def _masked(value: Any, gone: Tensor, failed: Tensor | None) -> Tensor:
     if not (value.is_floating_point() or value.is_complex()):
         return value
     by_row = gone.ndim and value.ndim and value.shape[0] == len(gone)
-    if by_row and failed is not None:
-        value = torch.where(_wide(failed, value), value.detach(), value)
     return torch.where(_wide(gone, value) if by_row else gone.any(), torch.nan, value)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
+from neurode._constants import constant
 from neurode._errors import InputError
 from neurode._state import Layout, real_dtype, unreadable
 from neurode.output.interpolant import coefficients, fractions, horner, sample
@@ -15,7 +17,7 @@ from neurode.output.rows import gather
 from neurode.stepping import Interval, Piece
 
 
-def _read(t: Any, low: Tensor, high: Tensor, device: torch.device) -> Tensor:
+def _read(t: Any, low: Tensor, high: Tensor, device: torch.device, rows: bool = False) -> Tensor:
     """A query as a float64 tensor, refused where it leaves the solved span."""
     t = torch.as_tensor(t, dtype=low.dtype, device=device)
     if unreadable(t) or unreadable(low):
@@ -23,10 +25,13 @@ def _read(t: Any, low: Tensor, high: Tensor, device: torch.device) -> Tensor:
     exact = t.detach()
     inside = (exact >= torch.minimum(low, high)) & (exact <= torch.maximum(low, high))
     if not bool(inside.all()):
-        worst = exact[~inside].flatten()[0].item() if exact.ndim else exact.item()
+        exact, low, high = torch.broadcast_tensors(exact, low, high)
+        at = tuple((~inside.expand_as(exact)).nonzero()[0].tolist())
+        worst, low, high = (x[at].item() for x in (exact, low, high))
+        whose = f"the solution of row {at[-1]}" if rows else "the solution"
         raise InputError(
-            f"the solution is known between t = {low.min().item():g} and t = {high.max().item():g}; asked at {worst:g}."
-            " Solve over a longer t_span; a dense output does not extrapolate."
+            f"{whose} is known between t = {low:g} and t = {high:g}; asked at {worst:g}. A dense output does not extrapolate:"
+            f" solve over a longer t_span{', or ask each row at times of its own' if rows else ''}."
         )
     return t
 
@@ -120,7 +125,7 @@ class RowDense:
         rows, shape = len(self.t0), tuple(t.shape)
         if shape and shape[-1] != rows:
             raise InputError(f"t has shape {shape}; with batch_dim=0 its last dimension must be {rows} rows.")
-        t = _read(t, self.t0, self.t1, self.y0.device)
+        t = _read(t, self.t0, self.t1, self.y0.device, rows=True)
         lead = t.shape[:-1]
         times = t.expand(rows).reshape(1, rows) if t.ndim == 0 else t.reshape(-1, rows)
         values = self._evaluate(times, derivative)
@@ -146,6 +151,25 @@ class RowDense:
         start = (self.t0 * self.sign).unsqueeze(1)
         first = (self.ends > start).long().argmax(1, keepdim=True)
         return torch.maximum(which, first)
+
+
+@dataclass(frozen=True)
+class WhollyLost:
+    """`solution(t)` of a solve that failed whole: what it reached, as constants.
+
+    Attributes:
+        reached: the continuous solution.
+        y0: the initial state, which gets a zero gradient.
+    """
+
+    reached: Any
+    y0: Tensor
+
+    def __call__(self, t: Any, derivative: bool = False) -> Any:
+        with torch.no_grad():
+            values = self.reached(t, derivative)
+        given = [t] if isinstance(t, Tensor) else []
+        return pytree.tree_map(lambda x: constant(x, self.y0, self.y0, *given), values)
 
 
 class PartlyLost(RowDense):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neurode._errors import FieldError, GradientError, InputError
+from neurode._field import misfit
 from neurode._solution import EventRecord, Status
 from neurode._state import Layout, real_dtype
 from neurode.output.interpolant import evaluate, weights
@@ -162,8 +163,8 @@ class Lanes:
         return piece.y0 + piece.interval.h * total
 
     def finite(self, piece: Piece) -> Tensor:
-        """`(lanes,)`, whether the state at the step's end is finite."""
-        finite = torch.isfinite(piece.y1)
+        """`(lanes,)`, whether the step's interpolant is finite: its ends and its derivatives."""
+        finite = torch.isfinite(torch.stack([piece.y1, *piece.ks])).all(0)
         return finite.all(1) if self.batched else finite.all().reshape(1)
 
     def call(self, function: Callable[..., Any], t: Tensor, y: Tensor) -> Any:
@@ -171,7 +172,13 @@ class Lanes:
         field = self.field
         t = t.to(field.time_dtype)
         t = field.row_time(t, y) if self.batched else t.reshape(())
-        return function(t, self.layout.unpack(y), *field.args)
+        try:
+            return function(t, self.layout.unpack(y), *field.args)
+        except TypeError as error:
+            problem = misfit(function, field.args, "an event's function")
+            if problem is None:
+                raise
+            raise InputError(problem) from error
 
     def value(self, event: Event, t: Tensor, y: Tensor) -> Tensor:
         """`g` as `(lanes,)`."""
