@@ -157,7 +157,8 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
     neurode::Tally evaluations, products;
     team(threads, watch, [&](int) {
         Backward<R> back(p, s, trace, T, watch);
-        for (int64_t i; (i = queue.take()) < parts;) {
+        for (int64_t taken; (taken = queue.take()) < parts;) {
+            int64_t i = parts - 1 - taken; // the last first: what the way forward kept of it is nearest
             R* own = sums + i * size;
             std::memset(own, 0, size * sizeof(R));
             int64_t end = (i + 1) * tiles / parts * T;
