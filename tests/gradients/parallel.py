@@ -135,7 +135,9 @@ def main() -> None:
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(failures > 0)  # without the interpreter's end, where threads of gloo that are still there abort one run in ten
+    os._exit(
+        failures > 0
+    )  # without the interpreter's end, where threads of gloo that are still there abort one run in ten
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from neurode.control.fixed import FloatGrid
 from neurode.control.pid import PID
 from neurode.fused import watch
 from neurode.fused.native import Solve
-from neurode.fused.work import NativeSolve, Terms, Work, count_rows
+from neurode.fused.work import NativeSolve, Terms, Work, count_rows, in_memory
 from neurode.methods import ButcherTableau
 
 # Classes whose values do not change: equal ones of one class ask for the same. The dataclasses are frozen.
@@ -168,7 +168,7 @@ class Short(Work):
         """The forward solve, on PyTorch's tape where gradients are wanted."""
         terms, y0 = self.terms, self.given if self.plan.plain else self.plan.layout.pack(self.given)
         if terms.recording:
-            return NativeSolve.apply(self, y0, None, None, None, None, None, *terms.gradients)
+            return RECORD(self, torch._C._functorch.unwrap_if_dead(y0), None, None, None, None, None, *terms.gradients)
         return self.forward(y0)
 
     def forward(self, y0: Tensor, *_: Any) -> tuple[Tensor, Tensor | None]:  # pyrefly: ignore[bad-override]
@@ -179,6 +179,26 @@ class Short(Work):
             return self.call(s, y0, None)
         s.t_eval, s.num_eval, s.eval_point_step = t_eval.data_ptr(), len(t_eval), 1
         return self.call(s, y0, len(t_eval))
+
+    def backward(self, grad_y1: Tensor | None, grad_ys: Tensor | None, wanted: Any) -> list[Any]:
+        """The native backward pass: gradients of y0 and of the tensors from outside, which are all that a plan has."""
+        s, terms = self.solve, self.terms
+        made = terms.made
+        grad_y1 = None if grad_y1 is None else in_memory(grad_y1)
+        grad_ys = None if grad_ys is None else in_memory(grad_ys)
+        grad_y0 = torch.empty_like(self.y0)
+        accumulators = torch.empty(max(made.program.num_accumulators, 1), dtype=terms.dtype)
+        s.grad_y1 = None if grad_y1 is None else grad_y1.data_ptr()
+        s.grad_ys = None if grad_ys is None else grad_ys.data_ptr()
+        s.grad_y0, s.accumulators = grad_y0.data_ptr(), accumulators.data_ptr()
+        terms.machine.backward(s)
+        self._report()
+        return [grad_y0, None, None, None, None, None, *made.after(accumulators, terms.bound.tensors)]
+
+
+# `Function.apply` looks through every argument for wrappers that functorch has left, in Python. Here `y0` alone may be one: of
+# the tensors from outside the guards know what they are, and that no transform is on.
+RECORD: Any = super(torch.autograd.Function, NativeSolve).apply  # pyrefly: ignore[missing-attribute]
 
 
 def _counts(counts: Any, most: tuple[int, ...], rows: bool) -> dict[str, Any]:

@@ -203,7 +203,7 @@ class Work:
     def _give(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        tensor = _in_memory(tensor)
+        tensor = in_memory(tensor)
         self.alive.append(tensor)
         return tensor.data_ptr()
 
@@ -244,7 +244,7 @@ class Work:
             points: how many outputs; None for the end alone.
         """
         terms, row = self.terms, 8 * self.terms.rows
-        self.solve, self.y0 = s, (y0 := _in_memory(y0))
+        self.solve, self.y0 = s, (y0 := in_memory(y0))
         y1 = torch.empty_like(y0)
         ys = None if points is None else torch.empty(points, *y0.shape, dtype=terms.dtype)
         counts = self.counts = terms.counts()  # four counts a row, and the bits of where it ended
@@ -269,7 +269,7 @@ class Work:
         s, terms, rows, dtype = self.solve, self.terms, self.terms.rows, self.terms.dtype
         t0, t1, grid, t_eval = self.times_given
         made = terms.made
-        keep = [None if g is None else _in_memory(g) for g in (grad_y1, grad_ys)]
+        keep = [None if g is None else in_memory(g) for g in (grad_y1, grad_ys)]
         new = lambda want, *shape: torch.empty(*shape, dtype=torch.float64) if want else None  # all are written
         grad_y0 = torch.empty_like(self.y0)
         grad_data = torch.empty(rows, made.program.num_rowdata, dtype=dtype) if wanted[1] else None
@@ -349,7 +349,7 @@ def count_rows(counts: Any) -> Tensor:
     return torch.frombuffer(counts, dtype=torch.int64).view(5, -1)
 
 
-def _in_memory(x: Tensor) -> Tensor:
+def in_memory(x: Tensor) -> Tensor:
     """A tensor whose numbers lie in memory as they are, one after another."""
     return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
@@ -367,7 +367,7 @@ class NativeSolve(torch.autograd.Function):
     ) -> Any:
         ctx.work = work
         ctx.set_materialize_grads(False)
-        t0_given, t1_given = (t if isinstance(t, Tensor) else None for t in (t0, t1))
+        t0_given, t1_given = t0 if isinstance(t0, Tensor) else None, t1 if isinstance(t1, Tensor) else None
         ctx.save_for_backward(y0, data, t0_given, t1_given, grid, t_eval, *outer)
         return work.forward(y0, data, t0, t1, grid, t_eval)
 
@@ -375,7 +375,7 @@ class NativeSolve(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         needed = ctx.needs_input_grad[1:]
         saved = ctx.saved_tensors  # raises where a parameter was changed in place since the solve
-        if all(g is None for g in grad_outputs):
+        if grad_outputs[0] is None and (len(grad_outputs) == 1 or grad_outputs[1] is None):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             return None, *ctx.work.on_tape(saved, grad_outputs, needed)
