@@ -167,6 +167,8 @@ template <class R> Bounded<R> apply(int op, Bounded<R> a, Bounded<R> b, Bounded<
         if (!args[i].known() || args[i].e > W(0.01) * (periodic ? 1 : 1 + std::fabs(args[i].v))) return B::unknown();
         special = special || args[i].special(), nan = nan || std::isnan(args[i].v);
     }
+    // A remainder turns with every multiple: where these are uncertain it may be anything.
+    if (op == MOD && a.e + b.e > 0 && !(a.e + std::fabs(a.v / b.v) * b.e <= W(0.01) * std::fabs(b.v))) return B::unknown();
     W v = exactly<W>(op, a.v, b.v, c.v), e = 0;
     // Where a product of an infinity and zero depends on the order of the factors, any order is right.
     bool product = op == FMA || op == FNMA || op == DTANH || op == DSIGMOID || op == SILU || op == GELU || op == MOD || op == POW;
