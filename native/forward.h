@@ -568,7 +568,9 @@ template <class R> class Forward {
         s.t_end[row] = batch.grid(s.points - 1, row);
         s.status[row] = ND_SUCCESS;
         if (!finite(batch.y1(row), D)) {
-            batch.fail(row, ND_NON_FINITE, 0);
+            int64_t reached = 0;
+            while (reached < s.num_eval && finite(batch.ys(reached, row), D)) reached++;
+            batch.fail(row, ND_NON_FINITE, reached);
         }
         lanes[l].row = -1;
     }

@@ -154,7 +154,7 @@ def joint_outcome(problem: Problem, pace: Any, y: Tensor, saver: Any, pieces: An
     if pace.status.failed:
         gone = torch.ones((), dtype=torch.bool, device=y.device)
         y = torch.where(gone, torch.nan, y)
-        ys = torch.where(gone, torch.nan, ys) if saver is None else ys
+        ys = torch.where(gone, torch.nan, ys) if saver is None else standins.reached(problem, ys)
     saved = None if not isinstance(problem.t_eval, str) else len(saver.times)
     counts = (calls, pace.num_accepted, pace.num_rejected)
     return Outcome(y, ts, ys, end_time(problem, pace.status, pace.end_time), pace.status, *counts, pieces, saved)
@@ -185,7 +185,7 @@ def _with_row_status(
     if pace.status is Status.NON_FINITE:
         gone = ~torch.isfinite(y.detach()).all(1)
         codes = torch.where(gone, Status.NON_FINITE.code, rows)
-        y, ys = torch.where(gone[:, None], torch.nan, y), torch.where(gone[:, None], torch.nan, ys)
+        y, ys = torch.where(gone[:, None], torch.nan, y), standins.reached(problem, ys, gone)
     counts = (rows + calls, rows + pace.num_accepted, rows.clone())
     saved = None if not isinstance(problem.t_eval, str) else rows + pace.num_accepted + 1
     end = end_time(problem, codes, torch.full_like(rows, pace.t, dtype=time_dtype(y.device)))
@@ -272,9 +272,10 @@ class Final:
 
 def rows_outcome(problem: Problem, pace: Any, outputs: Any, y: Tensor) -> Outcome:
     """Collect what a solve with rows has to show; failed rows are NaN and get a zero gradient."""
-    gone = (pace.codes > Status.TERMINATED.code).unsqueeze(1)
-    if bool(gone.any()):
-        y = torch.where(gone, torch.nan, y)
+    gone = pace.codes > Status.TERMINATED.code
+    failures = bool(gone.any())
+    if failures:
+        y = torch.where(gone.unsqueeze(1), torch.nan, y)
     saved = None
     if isinstance(problem.t_eval, str):
         (ts, ys), saved = outputs.saver.finish(), outputs.saver.count
@@ -283,5 +284,7 @@ def rows_outcome(problem: Problem, pace: Any, outputs: Any, y: Tensor) -> Outcom
     else:
         ends = torch.where(pace.codes == Status.TERMINATED.code, pace.t_end, problem.t1)
         ts, ys = ends.unsqueeze(0), y.unsqueeze(0)
+    if failures:
+        ys = standins.reached(problem, ys, gone)
     counts = (pace.evaluations, pace.accepts, pace.rejects)
     return Outcome(y, ts, ys, end_time(problem, pace.codes, pace.t_end), pace.codes, *counts, outputs.pieces, saved)

@@ -195,14 +195,8 @@ def _first(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], kno
     whole, integrals = problem, None
     if asked["integrate"] is not None:
         whole, integrals = _integrals.extend(problem, asked["integrate"], asked["steer_integrals"])
-    try:
-        outcome = _engines.run(whole, asked["engine"], asked["gradient"], stats)
-    except (TypeError, EngineError) as error:
-        problem_of_f = misfit(f, asked["args"])
-        if problem_of_f is None:
-            raise
-        hint = "Type lambda t, y: f(y) where it needs no time; what else it needs is given as args=(...)."
-        raise InputError(f"{problem_of_f} {hint}") from error
+    run = _engines.run if torch.compiler.is_compiling() else _run
+    outcome = run(whole, asked["engine"], asked["gradient"], stats)
     solution = _solution_of(whole, outcome, stats)
     solution = solution if integrals is None else integrals.split(solution)
     if asked["has_aux"] or asked["save"] is not None:
@@ -210,6 +204,26 @@ def _first(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], kno
     if asked["on_failure"] == "raise" and not hidden(outcome.y1):
         _raise_failure(solution, problem.grid is not None)
     return solution
+
+
+def _run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
+    """Solve; what only a call of `f` shows, or a value that cannot be read, gets an error of its own."""
+    try:
+        return _engines.run(problem, engine, gradient, stats)
+    except (TypeError, EngineError) as error:
+        problem_of_f = misfit(problem.field.f, problem.field.args)
+        if problem_of_f is None:
+            raise
+        hint = "Type lambda t, y: f(y) where it needs no time; what else it needs is given as args=(...)."
+        raise InputError(f"{problem_of_f} {hint}") from error
+    except RuntimeError as error:
+        said = "vmap" in str(error) or "data pointer" in str(error)
+        if not said or torch._C._functorch.peek_interpreter_stack() is None:
+            raise
+        raise InputError(
+            "torch.vmap over a solve whose steps depend on values: an adaptive method, events, or output times that are mapped."
+            " Type batch_dim=0 and args=(neurode.per_row(x),) in place of vmap, or take a fixed-step method."
+        ) from error
 
 
 def _compiled(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any]) -> Solution | None:

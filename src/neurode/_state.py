@@ -9,7 +9,9 @@ from __future__ import annotations
 import cmath
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -249,6 +251,26 @@ def unreadable(y: Tensor) -> bool:
 def hidden(y: Tensor) -> bool:
     """True where not even one row's values can be read: under `torch.compile`, `torch.vmap`, and on the meta device."""
     return torch.compiler.is_compiling() or y.is_meta or is_vmapped(y)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func or forward mode is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def cached_tensor(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """`lru_cache` for functions that return constant tensors: one made within a transform belongs to that alone."""
+
+    def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        kept = lru_cache(maxsize=maxsize)(make)
+
+        @wraps(make)
+        def call(*args: Any) -> Tensor:
+            return make(*args) if torch.compiler.is_compiling() or is_transformed() else kept(*args)
+
+        return call
+
+    return decorate
 
 
 def is_traced(t: Any) -> bool:

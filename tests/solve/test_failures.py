@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import neurode
+from neurode.fused import native
 
 SPAN = (0.0, 1.0)
 STRATEGIES: dict[str, Any] = {
@@ -133,6 +134,79 @@ def test_a_grid_for_all_rows_with_events() -> None:
     assert rows.events[0].t[0].tolist() == pytest.approx([one.events[0].t[0].item()] * 2)
 
 
+@pytest.mark.parametrize("span", [(0.0, 1.0), (torch.zeros(2), torch.ones(2))], ids=["shared", "own"])
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+def test_what_a_row_reached_on_a_grid_is_the_same_on_both_engines(engine: str, span: Any) -> None:
+    if engine == "fused" and not native.available():
+        pytest.skip("the native library is not built (make native)")
+    found = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            solution = neurode.solve(
+                lambda t, y, c: y + torch.log(c - t), Y0.clone().requires_grad_(grad), span, method="rk4", steps=10,
+                t_eval=[0.0, 0.2, 0.4, 1.0], args=(neurode.per_row(ENDS),), batch_dim=0, on_failure="nan", engine=engine,
+            )  # fmt: skip
+        found.append(solution.ys[:, 0, 0].tolist())
+    for ys in found:
+        assert ys[:3] == pytest.approx([0.2, 0.010894782013, -0.420765261193]) and ys[3] != ys[3]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_joint_solve_that_never_took_a_step_shows_its_start(grad: bool) -> None:
+    with torch.set_grad_enabled(grad):
+        solution = neurode.solve(
+            lambda t, y: y + torch.log(-1 - t), Y0[0].clone().requires_grad_(grad), SPAN, method="tsit5", t_eval=[0.0, 1.0],
+            on_failure="nan", engine="eager",
+        )  # fmt: skip
+    assert solution.ys[0].item() == 0.2 and solution.ys[1].isnan()
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0])
+def test_a_transform_leaves_nothing_behind(batch_dim: int | None) -> None:
+    """Constants that were made within one must not be found by the next: the coefficients of a method that nobody has used."""
+    y0, rows, c = torch.tensor([[0.2]], dtype=torch.float64), [0.3, 1.0], 0.61 if batch_dim is None else 0.62
+    weights = (1 - 1 / (2 * c), 1 / (2 * c))
+    odd = neurode.ButcherTableau(
+        name=f"heun with c = {c}", order=2, a=((), (c,)), b=weights, c=(0.0, c), b_error=(weights[0] - 1, weights[1]),
+        order_error=1, source="a test",
+    )  # fmt: skip
+
+    def end(w: torch.Tensor) -> torch.Tensor:
+        return neurode.solve(
+            lambda t, y, w: w * y, y0, SPAN, args=(w,), t_eval=rows, batch_dim=batch_dim, method=odd, gradient="autograd",
+            engine="eager",
+        ).ys.sum()  # fmt: skip
+
+    w = torch.tensor(1.0, dtype=torch.float64)
+    second = torch.func.hessian(end)(w)
+    torch.testing.assert_close(torch.func.grad(end)(w), torch.autograd.functional.jacobian(end, w))
+    torch.testing.assert_close(second, torch.autograd.functional.hessian(end, w))
+
+
+def test_a_compiled_function_may_break_its_graph_at_a_solve() -> None:
+    end = torch.compile(lambda y: neurode.solve(lambda t, y: -y, y, SPAN, method="tsit5").y1, backend="eager")
+    assert end(torch.ones(2, dtype=torch.float64)).tolist() == pytest.approx([0.3679] * 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_a_statistic_of_rows_of_any_rank(shape: tuple[int, ...]) -> None:
+    found = neurode.solve(
+        lambda t, y: -y, torch.ones(shape), SPAN, method="tsit5", batch_dim=0, save=lambda t, y: 2 * y
+    )
+    assert found.ys.shape == (1, *shape) and torch.allclose(found.ys[0], 2 * found.y1)
+
+
+def test_what_transforms_cannot_do_is_said() -> None:
+    event = neurode.Event(lambda t, y, w: y[0] - 0.5, terminal=True)
+    y0, one = torch.tensor([0.2, 0.1]), torch.tensor(1.0)
+    solve = lambda w, **more: neurode.solve(lambda t, y, w: w * y, y0, (0.0, 2.0), args=(w,), **more).y1.sum()
+    with pytest.raises(neurode.GradientError, match=r"do not go through events. Type torch.autograd.grad"):
+        torch.func.grad(lambda w: solve(w, events=[event], method="rk4", steps=20))(one)
+    for more in ({}, {"method": "rk4", "steps": 20, "events": [event]}):
+        with pytest.raises(neurode.InputError, match=r"Type batch_dim=0 and args=\(neurode.per_row"):
+            torch.func.vmap(lambda w, more=more: solve(w, **more))(torch.stack([one, 2 * one]))
+
+
 MISTAKES = {
     "max_step for rows": (dict(max_step=torch.tensor([0.1, 0.2])), ["max_step has shape (2,)", "one number"]),
     "no tolerance, as tensors": (dict(rtol=torch.tensor(0.0), atol=torch.tensor(0.0)), ["both 0"]),
@@ -160,5 +234,7 @@ def test_a_query_beyond_what_a_row_reached_names_the_row() -> None:
         on_failure="nan",
         max_steps=30,
     )
+    with pytest.raises(neurode.InputError, match="takes a number or a tensor of times"):
+        solution("soon")
     with pytest.raises(neurode.InputError, match=r"row 0 is known between t = 0 and t = 0\.4\d*; asked at 0.8"):
         solution(0.8)

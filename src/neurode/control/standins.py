@@ -188,7 +188,7 @@ def solve_without(
     lost = None if again.pieces is None else Lost(gone, Reached.of(outcome.pieces), times["t0"], again.t1)
     return replace(
         outcome, y1=torch.where(gone[:, None], outcome.y1.detach(), again.y1),
-        ys=lay(with_starts(problem, outcome.ys), again.ys), ts=_output_times(problem, outcome, again, lay),
+        ys=lay(outcome.ys, again.ys), ts=_output_times(problem, outcome, again, lay),
         t1=torch.where(gone, _still_time(outcome.t1), again.t1), events=events, pieces=again.pieces, estimates=estimates,
         num_saved=saved, lost=lost,
     )  # fmt: skip
@@ -201,8 +201,23 @@ def _output_times(problem: Any, outcome: Any, again: Any, lay: Callable[[Tensor,
     return again.ts if again.ts.ndim == 1 else lay(outcome.ts, again.ts)
 
 
-def with_starts(problem: Any, ys: Tensor) -> Tensor:
-    """Outputs at t0, which a step that was never taken would have given where times move."""
+def reached(problem: Any, ys: Tensor, gone: Tensor | None = None) -> Tensor:
+    """Outputs of a solve in which rows failed: what they reached, and NaN from there on.
+
+    Args:
+        problem: the problem.
+        ys: outputs, time first.
+        gone: `(rows,)`, True for rows that failed; None for a joint solve.
+    """
+    ys = _with_starts(problem, ys)
+    if gone is None:
+        return ys
+    lost = (~torch.isfinite(ys.detach()).all(-1)).cumsum(0) > 0
+    return torch.where((lost & gone).unsqueeze(-1), torch.nan, ys)
+
+
+def _with_starts(problem: Any, ys: Tensor) -> Tensor:
+    """Outputs at t0, also those that wait for a first step where that was never taken."""
     if not isinstance(problem.t_eval, Tensor):
         return ys
     here = torch.as_tensor(problem.t0, device=ys.device).detach() == (
@@ -235,7 +250,7 @@ def _nothing_left(problem: Any, outcome: Any) -> Any:
     events = tuple(replace(e, t=e.t.detach(), y=still(e.y) if isinstance(e.y, Tensor) else e.y) for e in outcome.events)
     estimates = outcome.estimates and {name: value.detach() for name, value in outcome.estimates.items()}
     return replace(
-        outcome, y1=still(outcome.y1), ys=still(with_starts(problem, outcome.ys)), events=events, estimates=estimates,
+        outcome, y1=still(outcome.y1), ys=still(outcome.ys), events=events, estimates=estimates,
         ts=outcome.ts if isinstance(problem.t_eval, Tensor) else outcome.ts.detach(), t1=_still_time(outcome.t1),
         pieces=Reached.of(outcome.pieces), lost=True,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from neurode._errors import GradientError, InputError, UnknownOptionError, did_y
 from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import Stats
-from neurode._state import number, unreadable
+from neurode._state import is_transformed, number, unreadable
 from neurode.gradients.autograd import Autograd
 from neurode.gradients.continuous import Continuous
 from neurode.gradients.discrete import Discrete
@@ -98,7 +98,7 @@ class Fitted:
         plan = self._plan(problem)
         stats.gradient = f"{_words(plan.strategy)} ({self._by}: {plan.reason})"
         if plan.over:
-            warnings.warn(f"memory= cannot be kept: {plan.reason}.", RuntimeWarning, stacklevel=5)
+            warnings.warn(f"memory= cannot be kept: {plan.reason}.", RuntimeWarning, stacklevel=6)
         return plan.strategy.solve(replace(problem, retape=not self.exact), stats)
 
     @property
@@ -111,7 +111,7 @@ class Fitted:
             return Plan(tape, "gradients are off")
         if problem.y0.numel() == 0:
             return Plan(tape, "there is nothing to solve")
-        if not self.exact and (unreadable(problem.y0) or _transformed()):
+        if not self.exact and (unreadable(problem.y0) or is_transformed()):
             return Plan(tape, "torch.compile and torch.func transforms need PyTorch's tape")
         cost = Cost.of(problem)
         if not self.exact:
@@ -252,11 +252,6 @@ def _refusal(problem: Problem) -> str:
     except GradientError as error:
         return str(error)
     return ""
-
-
-def _transformed() -> bool:
-    """Whether a transform of torch.func or forward mode is under way."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _words(strategy: Any) -> str:

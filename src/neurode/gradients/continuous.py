@@ -155,8 +155,6 @@ class _Work:
         if isinstance(outcome.status, Tensor):
             failed = outcome.status > Status.TERMINATED.code
             self.gone = failed if bool(failed.any()) else None
-            if self.gone is not None:
-                outcome = replace(outcome, ys=standins.with_starts(problem, outcome.ys))
             if self.gone is not None and not bool(self.gone.all()):
                 self.stand = standins.StandIns.of(plain, self.gone, stepper(problem.method).remembers)
         values, _ = values_of(problem, outcome, None, y0, None)

@@ -111,8 +111,6 @@ class _Work:
         with uncached_autocast(self.autocast):
             outcome = integrate(plain)
         self.gone = standins.failed(outcome.status)
-        if self.gone is not None:
-            outcome = replace(outcome, ys=standins.with_starts(problem, outcome.ys))
         if self.lost:
             outcome = replace(outcome, lost=True)
         elif isinstance(self.gone, Tensor):

@@ -54,7 +54,9 @@ def along(
         gone = ~torch.isfinite(t.detach())
         for part in parts:
             finite = torch.isfinite(part.detach())
-            gone = gone | ~(finite.flatten(1).all(1) if layout.batched else finite.all())
+            rows_are_numbers = layout.batched and finite.ndim == 1
+            finite = finite if rows_are_numbers else finite.flatten(1).all(1) if layout.batched else finite.all()
+            gone = gone | ~finite
         if failed is None:
             results.append([_masked(value, gone) for value in evaluate(t, parts, gone)])
             continue

@@ -17,9 +17,18 @@ from neurode.output.rows import gather
 from neurode.stepping import Interval, Piece
 
 
+def _as_times(t: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(t, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"solution(t) got {t!r}; it takes a number or a tensor of times, such as solution(0.5)."
+        ) from error
+
+
 def _read(t: Any, low: Tensor, high: Tensor, device: torch.device, rows: bool = False) -> Tensor:
     """A query as a float64 tensor, refused where it leaves the solved span."""
-    t = torch.as_tensor(t, dtype=low.dtype, device=device)
+    t = _as_times(t, low.dtype, device)
     if unreadable(t) or unreadable(low):
         return t
     exact = t.detach()
@@ -121,7 +130,7 @@ class RowDense:
         self.ends = (torch.stack(pieces.ends) * sign).T.contiguous() if self.pieces else None
 
     def __call__(self, t: Any, derivative: bool = False) -> Any:
-        t = torch.as_tensor(t, dtype=self.t0.dtype, device=self.y0.device)
+        t = _as_times(t, self.t0.dtype, self.y0.device)
         rows, shape = len(self.t0), tuple(t.shape)
         if shape and shape[-1] != rows:
             raise InputError(f"t has shape {shape}; with batch_dim=0 its last dimension must be {rows} rows.")

@@ -15,7 +15,7 @@ from torch import Tensor
 from neurode._errors import FieldError, GradientError, InputError
 from neurode._field import misfit
 from neurode._solution import EventRecord, Status
-from neurode._state import Layout, real_dtype
+from neurode._state import Layout, is_transformed, real_dtype
 from neurode.output.interpolant import evaluate, weights
 from neurode.stepping import Piece
 
@@ -368,6 +368,11 @@ class Events:
             y = self.lanes.state(piece, (time - t0) / length_or_one)
             return self.lanes.value(event, time, y).to(self.span.dtype), y
 
+        if is_transformed():
+            raise GradientError(
+                "torch.func and forward mode do not go through events. Type torch.autograd.grad, or"
+                " torch.autograd.functional.jacobian and hessian, in place of the transform."
+            )
         moving = exact.clone().requires_grad_()
         value, y = along(moving)
         if not value.requires_grad:  # g hides its derivative (a boolean, no_grad): the time is a constant

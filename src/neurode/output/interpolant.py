@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neurode._state import real_dtype
+from neurode._state import cached_tensor, real_dtype
 from neurode.stepping import Piece
 
 
-@lru_cache(maxsize=256)
+@cached_tensor(maxsize=256)
 def _matrix(powers: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The coefficients, one row a power, one column a derivative."""
     return torch.tensor(powers, dtype=dtype, device=device).T.contiguous()

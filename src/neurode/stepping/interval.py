@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from neurode._state import cached_tensor
 
 
 def places(t0: float, t1: float, nodes: tuple[float, ...]) -> list[float]:
@@ -15,7 +16,7 @@ def places(t0: float, t1: float, nodes: tuple[float, ...]) -> list[float]:
     return [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in nodes]
 
 
-@lru_cache(maxsize=64)
+@cached_tensor(maxsize=64)
 def _column(nodes: tuple[float, ...], dtype: torch.dtype, device: torch.device, ndim: int) -> Tensor:
     """Nodes as a column that broadcasts against times of rows."""
     return torch.tensor(nodes, dtype=dtype, device=device).reshape(-1, *[1] * ndim)
