@@ -1,4 +1,4 @@
-"""Values that no gradient goes through, on the graph of what they were computed from."""
+"""Values that no gradient goes through, and what takes their place where one must."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def constant(x: Tensor, source: Tensor, *zero: Tensor) -> Tensor:
         zero: tensors that get a zero gradient.
     """
     return _Constant.apply(x.detach(), source, *zero)
+
+
+def instead(x: Tensor, gone: Tensor, which: Tensor | None = None) -> Tensor:
+    """Rows of `x`, with those of the first that is not `gone`, as constants, in the rows `which` (all that are)."""
+    good = int((~gone).nonzero()[0])
+    mask = (gone if which is None else which).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.where(mask, x[good].detach(), x)
 
 
 class _Constant(torch.autograd.Function):

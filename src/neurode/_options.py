@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neurode import methods
 from neurode._errors import InputError, UnknownOptionError, did_you_mean
-from neurode._state import Layout, number
+from neurode._state import Layout, number, unreadable
 from neurode.control import PID
 from neurode.control.fixed import grid_of_size, grid_of_steps
 from neurode.output.estimates import NAMES, estimated
@@ -204,15 +204,17 @@ def _row_size_grid(t0: Tensor, t1: Tensor, size: float) -> Tensor:
 
 
 def _given_grid(t0: Any, t1: Any, grid: Any) -> Any:
-    if callable(grid):
-        grid = grid(t0, t1)
     if isinstance(t0, Tensor) and t0.ndim:
+        if not len(t0):
+            return torch.stack([t0, t1])
         if bool((t0 != t0[0]).any() | (t1 != t1[0]).any()):
             raise InputError("grid= with a t_span for each row: give steps= or step_size= instead.")
         inner = _given_grid(number(t0[0]), number(t1[0]), grid)[1:-1]
         return torch.stack(
             [t0, *(torch.as_tensor(t, dtype=t0.dtype, device=t0.device).expand_as(t0) for t in inner), t1]
         )
+    if callable(grid):
+        grid = grid(t0, t1)
     points = torch.as_tensor(grid, dtype=torch.float64)
     if points.ndim != 1 or len(points) < 2:
         raise InputError(f"grid has shape {tuple(points.shape)}; it must be (points,), from t0 to t1.")
@@ -252,12 +254,13 @@ def read_tolerance(name: str, value: Any, layout: Layout, y0: Tensor, lowest: fl
 
 def refuse_no_tolerance(rtol: Any, atol: Any) -> None:
     """Refuse tolerances that are both zero: no step is that accurate."""
-    if all(
-        tol == 0
-        if isinstance(tol, int | float)
-        else isinstance(tol, Tensor) and tol.ndim == 0 and not tol.is_meta and bool(tol == 0)
-        for tol in (rtol, atol)
-    ):
+
+    def nothing(tol: Any) -> bool:
+        if isinstance(tol, Tensor):
+            return tol.numel() == 1 and not unreadable(tol) and tol.item() == 0
+        return isinstance(tol, int | float) and tol == 0
+
+    if nothing(rtol) and nothing(atol):
         raise InputError(
             "rtol and atol are both 0, which no step can reach. Type rtol=1e-6, atol=1e-8, or take a fixed-step method:"
             " method='rk4', steps=100."

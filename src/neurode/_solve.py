@@ -217,8 +217,11 @@ def _run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
         hint = "Type lambda t, y: f(y) where it needs no time; what else it needs is given as args=(...)."
         raise InputError(f"{problem_of_f} {hint}") from error
     except RuntimeError as error:
-        said = "vmap" in str(error) or "data pointer" in str(error)
-        if not said or torch._C._functorch.peek_interpreter_stack() is None:
+        transform = torch._C._functorch.peek_interpreter_stack()
+        within = transform is not None and transform.key() == torch._C._functorch.TransformType.Vmap
+        if not within or not any(
+            words in str(error) for words in ("data-dependent control flow", ".item()", "data pointer")
+        ):
             raise
         raise InputError(
             "torch.vmap over a solve whose steps depend on values: an adaptive method, events, or output times that are mapped."

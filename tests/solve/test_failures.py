@@ -58,6 +58,29 @@ def test_a_statistic_of_a_failed_row_spoils_no_gradient(y0: float, rate: float) 
     assert not solution.ys[0, 1].isfinite() and solution.ys[1, 1].isnan()
 
 
+def test_a_statistic_of_all_rows_has_the_gradients_of_the_good_ones() -> None:
+    w, rates = torch.ones(1, dtype=torch.float64, requires_grad=True), torch.tensor([[1.0], [300.0]]).double()
+    solution = neurode.solve(
+        lambda t, y, w, r: w * r * y, torch.ones(2, 1).double(), SPAN, method="tsit5", args=(w, neurode.per_row(rates)),
+        batch_dim=0, on_failure="nan", max_steps=20, rtol=1e-9, t_eval=[1e-4, 1.0], save=lambda t, y, w, r: y.sum(),
+    )  # fmt: skip
+    assert solution.status.failed.tolist() == [False, True] and solution.ys[1].isnan()
+    assert solution.ys[0].item() == pytest.approx(1.0001 + 1.0304545, rel=1e-6)
+    assert torch.autograd.grad(solution.ys[0], w)[0].item() == pytest.approx(1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("y0", [0.2, float("nan")])
+def test_an_output_at_the_start_keeps_the_gradient_of_a_good_row(y0: float) -> None:
+    """Also where the stand-in fails too: what f closes over makes it so."""
+    start = torch.tensor([[y0], [0.3]], dtype=torch.float64, requires_grad=True)
+    ends = torch.tensor([[-1.0], [10.0]], dtype=torch.float64)
+    solution = neurode.solve(
+        lambda t, y: 0 * y + torch.log(ends - t), start, SPAN, method="tsit5", batch_dim=0, on_failure="nan",
+        t_eval=[0.0, 1.0], gradient="autograd", engine="eager",
+    )  # fmt: skip
+    assert torch.autograd.grad(solution.ys[0, 1].sum(), start)[0].tolist() == [[0.0], [1.0]]
+
+
 @pytest.mark.parametrize("batch_dim", [None, 0])
 def test_dense_output_and_statistics_of_a_solve_that_failed_whole_are_constants(batch_dim: int | None) -> None:
     y, t = torch.tensor([[0.2]], requires_grad=True), torch.tensor(0.01, dtype=torch.float64, requires_grad=True)

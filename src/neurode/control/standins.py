@@ -17,7 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from neurode._constants import constant
+from neurode._constants import constant, instead
 from neurode._field import PerRow, is_per_row
 from neurode._solution import Status
 
@@ -58,9 +58,8 @@ class Lost:
     t1: Any
 
 
-ROOM = (
-    1000.0  # how far from the largest number a start must be: sums of a step's stages have weights up to some hundred
-)
+# How far from the largest number a start must be: sums of a step's stages have weights up to some hundred.
+ROOM = 1000.0
 
 
 @dataclass(frozen=True)
@@ -133,13 +132,6 @@ def _cut(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.index_select(0, rows)
 
 
-def instead(x: Tensor, gone: Tensor, which: Tensor | None = None) -> Tensor:
-    """Rows of `x`, with those of the first that is not `gone`, as constants, in the rows `which` (all that are)."""
-    good = int((~gone).nonzero()[0])
-    mask = (gone if which is None else which).reshape(-1, *[1] * (x.ndim - 1))
-    return torch.where(mask, x[good].detach(), x)
-
-
 def failed(status: Any) -> Tensor | bool | None:
     """`(rows,)`, True for rows that failed, or True for a joint solve that did; None where nothing failed."""
     if not isinstance(status, Tensor):
@@ -209,24 +201,22 @@ def reached(problem: Any, ys: Tensor, gone: Tensor | None = None) -> Tensor:
         ys: outputs, time first.
         gone: `(rows,)`, True for rows that failed; None for a joint solve.
     """
-    ys = _with_starts(problem, ys)
+    ys = _with_starts(problem, ys, gone)
     if gone is None:
         return ys
     lost = (~torch.isfinite(ys.detach()).all(-1)).cumsum(0) > 0
     return torch.where((lost & gone).unsqueeze(-1), torch.nan, ys)
 
 
-def _with_starts(problem: Any, ys: Tensor) -> Tensor:
-    """Outputs at t0, also those that wait for a first step where that was never taken."""
-    if not isinstance(problem.t_eval, Tensor):
+def _with_starts(problem: Any, ys: Tensor, gone: Tensor | None) -> Tensor:
+    """Outputs of failed rows at t0, also those that wait for a first step where that was never taken."""
+    times = problem.t_eval
+    if not isinstance(times, Tensor):
         return ys
-    here = torch.as_tensor(problem.t0, device=ys.device).detach() == (
-        problem.t_eval.detach().unsqueeze(1)
-        if problem.layout.batched and problem.t_eval.ndim == 1
-        else problem.t_eval.detach()
-    )
-    here = here.reshape(*here.shape, *[1] * (ys.ndim - here.ndim))
-    return torch.where(here, problem.y0.detach(), ys)
+    times = times.detach() if gone is None or times.ndim == 2 else times.detach().unsqueeze(1)
+    here = torch.as_tensor(problem.t0, device=ys.device).detach() == times
+    here = here if gone is None else here & gone
+    return torch.where(here.reshape(*here.shape, *[1] * (ys.ndim - here.ndim)), problem.y0.detach(), ys)
 
 
 def _still_time(t: Any) -> Any:

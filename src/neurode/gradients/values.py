@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurode._constants import instead
 from neurode._loop import Outcome, end_time
 from neurode._problem import Problem
 from neurode._solution import Status
-from neurode.control import standins
 from neurode.gradients.record import Recorder
 from neurode.stepping import Piece
 
@@ -100,7 +100,7 @@ def _name_pieces(
 
 def _played(x: Tensor, gone: Tensor | None) -> Tensor:
     """Rows that failed, played by one that did not: a query that no one reads must not spoil a gradient."""
-    return x if gone is None else standins.instead(x, gone)
+    return x if gone is None else instead(x, gone)
 
 
 @dataclass(frozen=True)

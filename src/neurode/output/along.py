@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from neurode._constants import constant
+from neurode._constants import constant, instead
 from neurode._errors import InputError
 from neurode._state import Layout, real_dtype
 
@@ -36,7 +36,7 @@ def along(
     moment = moment.expand(rows)
     mixed = isinstance(failed, Tensor) and not bool(failed.all())
     if mixed:  # the start of a failed row may be what it failed of
-        start, moment = [_played(part, failed) for part in start], _played(moment, failed)
+        start, moment = [instead(part, failed) for part in start], instead(moment, failed)
     results: list[list[Tensor]] = []
     tree = spec
 
@@ -64,6 +64,10 @@ def along(
             shown = [_masked(value, gone) for value in evaluate(t, parts, gone)]
         if mixed:
             values = [_masked(value, gone) for value in evaluate(t, parts, gone | failed)]
+            if not all(
+                _by_row(x, gone) for x in shown
+            ):  # a statistic of all rows has the gradients of those that did not fail
+                shown = [_masked(value, gone) for value in evaluate(t, parts, gone)]
             shown = [_laid(failed, a, b) for a, b in zip(shown, values, strict=True)]
         else:
             shown = [constant(x, leaves[0], *start) if x.is_floating_point() or x.is_complex() else x for x in shown]
@@ -74,15 +78,13 @@ def along(
     return pytree.tree_unflatten(stacked, tree)
 
 
-def _played(x: Tensor, failed: Tensor) -> Tensor:
-    """Rows of `x`, with the first good one's values in those that failed."""
-    return torch.where(_wide(failed, x), x[int((~failed).nonzero()[0])].detach(), x)
+def _by_row(value: Tensor, rows: Tensor) -> bool:
+    return bool(rows.ndim and value.ndim and value.shape[0] == len(rows))
 
 
 def _laid(failed: Tensor, known: Tensor, value: Tensor) -> Tensor:
-    """What rows that failed reached, over the values of the others; a statistic of all rows is a constant then."""
-    by_row = known.ndim and known.shape[0] == len(failed)
-    return torch.where(_wide(failed, known), known, value) if by_row else known
+    """What rows that failed reached, as constants, over the values of the others; a statistic of all rows as it is known."""
+    return torch.where(_wide(failed, known), known.detach(), value) if _by_row(known, failed) else known
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:
@@ -100,5 +102,4 @@ def _masked(value: Any, gone: Tensor) -> Tensor:
         ) from error
     if not (value.is_floating_point() or value.is_complex()):
         return value
-    by_row = gone.ndim and value.ndim and value.shape[0] == len(gone)
-    return torch.where(_wide(gone, value) if by_row else gone.any(), torch.nan, value)
+    return torch.where(_wide(gone, value) if _by_row(value, gone) else gone.any(), torch.nan, value)
