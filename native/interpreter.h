@@ -187,8 +187,11 @@ template <class R> class Interpreter {
                 look_ahead(i, bases, c * i.O, b == 0 ? 0 : o + 2 * height_, b == 0 ? 3 * height_ : height_);
                 const R* bias = i.bias < 0 ? nullptr : u_ + i.bias + ptrdiff_t(o) * i.bias_o;
                 R* to = out + ptrdiff_t(o) * T_;
-                for (int t = 0; t < T_; t += width) k.product[columns][rows](w, x + t, i.K, T_, bias, i.bias_o, to + t);
-                fetch(rows * i.K * (T_ / LANES<R>));
+                for (int t = 0; t < T_; t += width) {
+                    ptrdiff_t step = fetched_a_turn(rows * columns);
+                    k.product[columns][rows](w, x + t, i.K, T_, bias, i.bias_o, to + t, step ? ahead_ : x, step);
+                    ahead_ += step * i.K;
+                }
                 epilogue(i, bases, c * i.O + o, rows, to);
                 w += ptrdiff_t(rows) * i.K;
                 o += rows;
@@ -219,13 +222,9 @@ template <class R> class Interpreter {
     void fetch_meanwhile(const R* from, ptrdiff_t numbers) { ahead_ = from, ahead_end_ = from + numbers; }
 
   private:
-    INLINE void fetch(int operations) {
-        constexpr ptrdiff_t LINE = 64 / sizeof(R);
-        const R* end = ahead_ + (operations / 32 + 1) * LINE;
-        end = end < ahead_end_ ? end : ahead_end_;
-        const R* at = ahead_;
-        for (; at < end; at += LINE) __builtin_prefetch(at);
-        ahead_ = at;
+    // Numbers that a kernel asks for at every turn of so many multiply-adds of vectors: a line every 32, until all are on their way.
+    INLINE ptrdiff_t fetched_a_turn(int operations) const {
+        return ahead_ < ahead_end_ ? operations * ptrdiff_t(64 / sizeof(R)) / 32 : 0;
     }
 
     // Rows that an epilogue reads, on their way from memory while the products before it run.

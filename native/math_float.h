@@ -44,16 +44,15 @@ INLINE F vexp(F x) {
 // tanh decides the speed of many networks, so both ways to it count instructions. And both take K vectors through every
 // operation together, which hides the latency that one vector after the other would wait for.
 
-// By table: which of 32 intervals, from the bits of |x|; a polynomial around its middle (fit_tanh.py).
+// By table: which of 32 intervals, from the bits of |x| + 5/8; a polynomial around its middle (fit_tanh.py).
 template <int K> INLINE void tanh_by_table(F (&x)[K]) {
-    const N first = N{} + 0x3d800000; // the bits of 1/16
     F r[K], p[K];
     N index[K];
-    for (int k = 0; k < K; k++) r[k] = lesser<float>(f(15.9999f), magnitude<float>(x[k])); // a NaN stays
-    for (int k = 0; k < K; k++) index[k] = ((bits<float>(r[k]) > first ? bits<float>(r[k]) : first) - first) >> 21;
+    for (int k = 0; k < K; k++) r[k] = lesser<float>(f(9.3f), magnitude<float>(x[k])); // a NaN stays
+    for (int k = 0; k < K; k++) index[k] = bits<float>(r[k] + f(0.625f)) >> 20;
     for (int k = 0; k < K; k++) r[k] = r[k] - lookup(TANH_TABLE[0], index[k]);
-    for (int k = 0; k < K; k++) p[k] = lookup(TANH_TABLE[6], index[k]);
-    for (int i = 5; i >= 1; i--)
+    for (int k = 0; k < K; k++) p[k] = lookup(TANH_TABLE[5], index[k]);
+    for (int i = 4; i >= 1; i--)
         for (int k = 0; k < K; k++) p[k] = p[k] * r[k] + lookup(TANH_TABLE[i], index[k]);
     for (int k = 0; k < K; k++) x[k] = with_sign<float>(p[k], sign_of<float>(x[k]));
 }

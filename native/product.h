@@ -30,9 +30,10 @@ template <class R> void pack(const R* m, int O, int K, ptrdiff_t so, ptrdiff_t s
 }
 
 // out[r][v] = bias[r] + sum_k w[k][r] x[k][v] for ROWS rows and COLUMNS vectors; T numbers from row to row of x and out.
+// At every k it asks for the line at `ahead`, which moves on by `ahead_step` numbers: what somebody will need later.
 template <class R, int ROWS, int COLUMNS>
 void product_block(const R* __restrict w, const R* __restrict x, int K, int T, const R* bias, ptrdiff_t bias_step,
-                   R* __restrict out) {
+                   R* __restrict out, const R* ahead, ptrdiff_t ahead_step) {
     constexpr int L = LANES<R>;
     Vec<R> sum[ROWS][COLUMNS];
     UNROLL for (int r = 0; r < ROWS; r++) {
@@ -41,6 +42,8 @@ void product_block(const R* __restrict w, const R* __restrict x, int K, int T, c
     }
     for (int k = 0; k < K; k++) {
         __builtin_prefetch(w + WEIGHTS_AHEAD);
+        __builtin_prefetch(ahead);
+        ahead += ahead_step;
         Vec<R> column[COLUMNS];
         UNROLL for (int v = 0; v < COLUMNS; v++) column[v] = load(x + v * L);
         UNROLL for (int r = 0; r < ROWS; r++) {
@@ -127,7 +130,7 @@ template <class R> void pack_vectors(const R* m, int O, int K, ptrdiff_t so, ptr
 
 template <class R> using VectorBlock = void (*)(const R*, const R*, int, const R*, ptrdiff_t, int, R*);
 template <class R>
-using ProductBlock = void (*)(const R*, const R*, int, int, const R*, ptrdiff_t, R*);
+using ProductBlock = void (*)(const R*, const R*, int, int, const R*, ptrdiff_t, R*, const R*, ptrdiff_t);
 template <class R>
 using OuterBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, int, int, const R*, R*, const R*);
 
