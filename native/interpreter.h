@@ -175,7 +175,7 @@ template <class R> class Interpreter {
     }
 
     void product_of(const Instruction& i, const R* packed, const Bases<R>& bases) {
-        const Kernels<R>& k = kernels<R>();
+        const Kernels<R>& k = KERNELS<R>;
         int columns = height_ == ACCUMULATORS ? 1 : 2, width = columns * LANES<R>;
         Blocks blocks(i.O, height_);
         for (int c = 0; c < i.count; c++) {
@@ -200,7 +200,7 @@ template <class R> class Interpreter {
     }
 
     void vector_of(const Instruction& i, const R* packed, const Bases<R>& bases) {
-        const Kernels<R>& k = kernels<R>();
+        const Kernels<R>& k = KERNELS<R>;
         int all = vector_columns<R>(i.O);
         for (int c = 0; c < i.count; c++) {
             const R *x = rows_of(i.x, bases, c * i.K, i.K, gathered_), *w = packed;
@@ -350,7 +350,7 @@ template <class R> class Interpreter {
                     const R* block = from + r * row_step;
                     r += height;
                     const R* after = b + 1 < blocks.count ? from + r * row_step : from;
-                    kernels<R>().outer[2][height](block, row_step, slab, stages, T_, panel_, acc, after);
+                    KERNELS<R>.outer[2][height](block, row_step, slab, stages, T_, panel_, acc, after);
                     acc += ptrdiff_t(height) * PANEL<R>;
                 }
             }

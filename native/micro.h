@@ -123,21 +123,19 @@ template <> inline void over<float, TANH>(float* out, const float* a, const floa
     if (i < n) over_rest<float>(over<float, TANH>, 1, out + i, a + i, nullptr, nullptr, n - i);
 }
 
-template <class R, int OP> struct Table {
-    static void fill(Function<R>* table) {
-        table[OP] = over<R, OP>;
-        if constexpr (OP > 0) Table<R, OP - 1>::fill(table);
+// All of them by number. The table is a constant: one made at the first call would be asked for at every call.
+template <class R> struct Micros {
+    Function<R> functions[NUM_MICROS] = {};
+    constexpr Micros() { fill<NUM_MICROS - 1>(); }
+
+  private:
+    template <int OP> constexpr void fill() {
+        functions[OP] = over<R, OP>;
+        if constexpr (OP > 0) fill<OP - 1>();
     }
 };
+template <class R> constexpr Micros<R> MICROS;
 
-template <class R> struct Micros {
-    Function<R> functions[NUM_MICROS];
-    Micros() { Table<R, NUM_MICROS - 1>::fill(functions); }
-};
-
-template <class R> INLINE Function<R> micro(int op) {
-    static const Micros<R> table;
-    return table.functions[op];
-}
+template <class R> INLINE Function<R> micro(int op) { return MICROS<R>.functions[op]; }
 
 } // namespace NEURODE_NAMESPACE

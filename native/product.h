@@ -134,30 +134,29 @@ using ProductBlock = void (*)(const R*, const R*, int, int, const R*, ptrdiff_t,
 template <class R>
 using OuterBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, int, int, const R*, R*, const R*);
 
-// The kernels of every height, for one column of vectors and for two.
+// The kernels of every height, for one column of vectors and for two. A constant, as the table of pointwise operations is.
 template <class R> struct Kernels {
-    ProductBlock<R> product[3][ACCUMULATORS + 1];
-    OuterBlock<R> outer[3][ACCUMULATORS + 1];
-    VectorBlock<R> vector[VECTOR_COLUMNS + 1];
-    Kernels() {
+    ProductBlock<R> product[3][ACCUMULATORS + 1] = {};
+    OuterBlock<R> outer[3][ACCUMULATORS + 1] = {};
+    VectorBlock<R> vector[VECTOR_COLUMNS + 1] = {};
+    constexpr Kernels() {
         fill_vector<VECTOR_COLUMNS>();
         fill<ACCUMULATORS, 1>();
         fill<ACCUMULATORS / 2, 2>();
     }
-    template <int COLUMNS> void fill_vector() {
+
+  private:
+    template <int COLUMNS> constexpr void fill_vector() {
         vector[COLUMNS] = vector_block<R, COLUMNS>;
         if constexpr (COLUMNS > 1) fill_vector<COLUMNS - 1>();
     }
-    template <int ROWS, int COLUMNS> void fill() {
+    template <int ROWS, int COLUMNS> constexpr void fill() {
         product[COLUMNS][ROWS] = product_block<R, ROWS, COLUMNS>;
         outer[COLUMNS][ROWS] = outer_block<R, ROWS, COLUMNS>;
         if constexpr (ROWS > 1) fill<ROWS - 1, COLUMNS>();
     }
 };
-template <class R> const Kernels<R>& kernels() {
-    static const Kernels<R> all;
-    return all;
-}
+template <class R> constexpr Kernels<R> KERNELS;
 
 // Most rows of a block for a tile of T samples: the packing depends on it.
 template <class R> int block_height(int T) { return T % (2 * LANES<R>) == 0 ? ACCUMULATORS / 2 : ACCUMULATORS; }
