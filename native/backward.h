@@ -63,12 +63,12 @@ template <class R> class Backward {
     }
 
     // Numbers that `rows` adds to, and what becomes of them.
-    static size_t sums_size(const Program& p, const nd_solve& s) {
-        return straight(p, s) ? p.straight_back->accumulators.size() : Interpreter<R>::sums_size(p);
+    static size_t sums_size(const Program& p, const nd_solve& s, int T) {
+        return straight(p, s) ? p.straight_back->accumulators.size() : Interpreter<R>::sums_size(p, T);
     }
-    static void flush(const Program& p, const nd_solve& s, const R* sums) {
+    static void flush(const Program& p, const nd_solve& s, int T, const R* sums) {
         R* to = static_cast<R*>(s.accumulators);
-        if (!straight(p, s)) return Interpreter<R>::flush(p, sums, to);
+        if (!straight(p, s)) return Interpreter<R>::flush(p, T, sums, to);
         for (int32_t accumulator : p.straight_back->accumulators) to[accumulator] += *sums++;
     }
 

@@ -38,9 +38,9 @@ void vjp(const Program& p, const void* u, int64_t rows, const double* t, const v
     size_t D = p.size, A = p.num_rowdata, scratch = p.rows_forward > p.rows_backward ? p.rows_forward : p.rows_backward;
     Workspace work(Interpreter<R>::bytes(p, T, 1, true) +
                    sizeof(R) * T * (p.rows_saved + scratch + p.rows_cotangent + A) +
-                   Workspace::size_of<R>(Interpreter<R>::sums_size(p)) + 1024);
+                   Workspace::size_of<R>(Interpreter<R>::sums_size(p, T)) + 1024);
     Interpreter<R> run(p, static_cast<const R*>(u), T, 1, true, work);
-    size_t size = Interpreter<R>::sums_size(p);
+    size_t size = Interpreter<R>::sums_size(p, T);
     R* sums = work.take<R>(size);
     std::memset(sums, 0, size * sizeof(R));
     Bases<R> bases;
@@ -72,7 +72,7 @@ void vjp(const Program& p, const void* u, int64_t rows, const double* t, const v
     }
     if (!accumulators) return;
     for (int i = 0; i < p.num_accumulators; i++) static_cast<R*>(accumulators)[i] = 0;
-    Interpreter<R>::flush(p, sums, static_cast<R*>(accumulators));
+    Interpreter<R>::flush(p, T, sums, static_cast<R*>(accumulators));
 }
 
 // ---- solves
@@ -140,7 +140,7 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
     int T = Backward<R>::width(p, s, tile_width<R>(p, live));
     bool kept = trace.kept && live == s.rows && trace.kept_T == T; // tiles as on the way forward
     int64_t tiles = (live + T - 1) / T;
-    size_t size = Workspace::size_of<R>(Backward<R>::sums_size(p, s)) / sizeof(R);
+    size_t size = Workspace::size_of<R>(Backward<R>::sums_size(p, s, T)) / sizeof(R);
     double cost = (cost_of(p.forward) + cost_of(p.backward) + cost_of(p.gradient)) * live * evaluations_of(s);
     int threads = threads_for(s.threads, tiles, cost);
     int64_t parts = threads;
@@ -169,7 +169,7 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
     });
     for (int64_t i = 1; i < parts; i++)
         for (size_t j = 0; j < size; j += LANES<R>) store(sums + j, load(sums + j) + load(sums + i * size + j));
-    Backward<R>::flush(p, s, sums);
+    Backward<R>::flush(p, s, T, sums);
     s.backward_evaluations = evaluations.total(), s.backward_products = products.total();
 }
 

@@ -20,6 +20,7 @@ template <class R> struct Bases {
     R* operator[](int space) const { return at[space]; }
 };
 
+constexpr size_t THIN_BYTES = 64 * 1024; // what a weight gradient may take that is summed lane by lane
 constexpr int STRIP = 512; // numbers that one step of a pointwise chain takes through at a time: a few of them fit L1
 
 template <class R> class Interpreter {
@@ -56,8 +57,9 @@ template <class R> class Interpreter {
         ptrdiff_t steps[NUM_SPACES] = {0, saved_step, 0, cot_step, 0};
         for (const Instruction& i : program_.gradient) {
             if (i.opcode == WGRAD) {
-                weight_gradient(i, bases, stages, steps, sums);
-                sums += wgrad_size(i);
+                if (is_thin(i, T_)) thin_gradient(i, bases, stages, steps, sums);
+                else weight_gradient(i, bases, stages, steps, sums);
+                sums += wgrad_size(i, T_);
             } else {
                 row_gradient(i, bases, stages, steps, sums);
                 sums += ptrdiff_t(i.n) * LANES<R>;
@@ -65,10 +67,20 @@ template <class R> class Interpreter {
         }
     }
 
-    // Adds what `gradient` has gathered to the program's accumulators.
-    static void flush(const Program& program, const R* sums, R* acc) {
+    // Adds what `gradient` has gathered on tiles of T samples to the program's accumulators.
+    static void flush(const Program& program, int T, const R* sums, R* acc) {
         for (const Instruction& i : program.gradient) {
-            if (i.opcode == WGRAD) {
+            if (i.opcode == WGRAD && is_thin(i, T)) {
+                bool outputs = outputs_are_few(i);
+                int rows = outputs ? i.O : i.K, features = outputs ? i.K : i.O;
+                for (int f = 0; f < features; f++)
+                    for (int r = 0; r < rows; r++, sums += LANES<R>) {
+                        int o = outputs ? r : f, k = outputs ? f : r;
+                        R sum = 0;
+                        for (int l = 0; l < LANES<R>; l++) sum += sums[l];
+                        acc[i.acc + ptrdiff_t(o) * i.acc_o + ptrdiff_t(k) * i.acc_k] += sum;
+                    }
+            } else if (i.opcode == WGRAD) {
                 bool turned = panels_of_first(i);
                 int rows = turned ? i.K : i.O, features = turned ? i.O : i.K;
                 for (int p = 0; p < num_panels<R>(features); p++)
@@ -86,9 +98,9 @@ template <class R> class Interpreter {
         }
     }
 
-    static size_t sums_size(const Program& p) {
+    static size_t sums_size(const Program& p, int T) {
         size_t n = 0;
-        for (const Instruction& i : p.gradient) n += i.opcode == WGRAD ? wgrad_size(i) : size_t(i.n) * LANES<R>;
+        for (const Instruction& i : p.gradient) n += i.opcode == WGRAD ? wgrad_size(i, T) : size_t(i.n) * LANES<R>;
         return n;
     }
 
@@ -315,7 +327,16 @@ template <class R> class Interpreter {
     static bool panels_of_first(const Instruction& i) {
         return int64_t(num_panels<R>(i.O)) * i.K < int64_t(num_panels<R>(i.K)) * i.O;
     }
-    static size_t wgrad_size(const Instruction& i) {
+    // Whether one factor has so few rows that products are summed lane by lane: what that takes instead of panels must stay in the
+    // caches, and the other factor must lie evenly.
+    static bool outputs_are_few(const Instruction& i) { return i.O <= i.K; }
+    static bool is_thin(const Instruction& i, int T) {
+        bool outputs = outputs_are_few(i);
+        return T >= LANES<R> && (outputs ? i.O : i.K) <= MOST_THIN && !(outputs ? i.z : i.x).mapped() &&
+               size_t(i.O) * i.K * LANES<R> * sizeof(R) <= THIN_BYTES;
+    }
+    static size_t wgrad_size(const Instruction& i, int T) {
+        if (is_thin(i, T)) return size_t(i.O) * i.K * LANES<R>;
         bool turned = panels_of_first(i);
         return size_t(num_panels<R>(turned ? i.O : i.K)) * PANEL<R> * (turned ? i.K : i.O);
     }
@@ -326,31 +347,51 @@ template <class R> class Interpreter {
         return moved;
     }
 
+    // Rows of all stages of a step: `step` from row to row, `slab` from stage to stage.
+    struct StageRows {
+        const R* at;
+        ptrdiff_t step, slab;
+    };
+    StageRows rows_of_stages(const Operand& x, const Bases<R>& bases, int first, int n, int stages, const ptrdiff_t* steps) {
+        if (!x.mapped()) return {lane_row(x, bases, first), ptrdiff_t(x.stride) * T_, steps[x.space]};
+        ptrdiff_t slab = ptrdiff_t(n) * T_;
+        for (int s = 0; s < stages; s++) rows_of(x, stage_bases(bases, s, steps), first, n, gathered_ + s * slab);
+        return {gathered_, T_, slab};
+    }
+
+    void thin_gradient(const Instruction& i, const Bases<R>& bases, int stages, const ptrdiff_t* steps, R* sums) {
+        bool outputs = outputs_are_few(i);
+        int rows = outputs ? i.O : i.K, features = outputs ? i.K : i.O, columns = ACCUMULATORS / rows;
+        for (int c = 0; c < i.count; c++) {
+            StageRows few = rows_of_stages(outputs ? i.x : i.z, bases, c * rows, rows, stages, steps);
+            StageRows many = rows_of_stages(outputs ? i.z : i.x, bases, c * features, features, stages, steps);
+            R* acc = sums;
+            for (int f = 0; f < features;) {
+                int taken = f + columns <= features ? columns : 1;
+                ThinBlock<R> block = taken == columns ? KERNELS<R>.thin[rows] : KERNELS<R>.thin_rest[rows];
+                block(few.at, few.step, few.slab, many.at + f * many.step, many.step, many.slab, stages, T_, acc);
+                f += taken, acc += ptrdiff_t(taken) * rows * LANES<R>;
+            }
+        }
+    }
+
     void weight_gradient(const Instruction& i, const Bases<R>& bases, int stages, const ptrdiff_t* steps, R* sums) {
         bool turned = panels_of_first(i);
         const Operand &side = turned ? i.z : i.x, &wide = turned ? i.x : i.z; // `wide` becomes panels
         int rows = turned ? i.K : i.O, features = turned ? i.O : i.K;
         Blocks blocks(rows, ACCUMULATORS / 2);
         for (int c = 0; c < i.count; c++) {
-            const R* from;
-            ptrdiff_t row_step = T_, slab;
-            if (!side.mapped()) {
-                from = lane_row(side, bases, c * rows), row_step = ptrdiff_t(side.stride) * T_, slab = steps[side.space];
-            } else {
-                from = gathered_, slab = ptrdiff_t(rows) * T_;
-                for (int s = 0; s < stages; s++)
-                    rows_of(side, stage_bases(bases, s, steps), c * rows, rows, gathered_ + s * slab);
-            }
+            StageRows g = rows_of_stages(side, bases, c * rows, rows, stages, steps);
             R* acc = sums;
             for (int p = 0; p < num_panels<R>(features); p++) {
                 int first = p * PANEL<R>, wanted = features - first < PANEL<R> ? features - first : PANEL<R>;
                 make_panels(wide, bases, stages, steps, c * features + first, wanted);
                 for (int b = 0, r = 0; b < blocks.count; b++) {
                     int height = blocks.rows_of(b);
-                    const R* block = from + r * row_step;
+                    const R* block = g.at + r * g.step;
                     r += height;
-                    const R* after = b + 1 < blocks.count ? from + r * row_step : from;
-                    KERNELS<R>.outer[2][height](block, row_step, slab, stages, T_, panel_, acc, after);
+                    const R* after = b + 1 < blocks.count ? g.at + r * g.step : g.at;
+                    KERNELS<R>.outer[2][height](block, g.step, g.slab, stages, T_, panel_, acc, after);
                     acc += ptrdiff_t(height) * PANEL<R>;
                 }
             }

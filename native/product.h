@@ -7,6 +7,7 @@ namespace NEURODE_NAMESPACE {
 // A micro-kernel keeps ROWS x COLUMNS vectors of results in registers: 24 of 32 registers, 12 of 16.
 // With one column of vectors (tiles of one vector) as many rows as that; with two, half: fewer loads a product.
 constexpr int ACCUMULATORS = MANY_REGISTERS ? 24 : 12;
+constexpr int MOST_THIN = 8; // rows of the smaller factor of a weight gradient that needs no panels
 constexpr int VECTOR_COLUMNS = 8; // sums beside each other where features lie in the lanes: as many as hide the latency
 constexpr int WEIGHTS_AHEAD = 256; // numbers; weights of wide layers come from beyond the second-level cache
 
@@ -83,6 +84,29 @@ void outer_block(const R* __restrict g, ptrdiff_t step, ptrdiff_t slab, int slab
         UNROLL for (int v = 0; v < COLUMNS; v++) store(acc + r * W + v * L, load(acc + r * W + v * L) + sum[r][v]);
 }
 
+// acc[c ROWS + r] += sum_k many[c][k] few[r][k], in every lane by itself: neither factor needs turning. Rows lie `*_step` apart, the
+// stages of a step `*_slab`.
+template <class R, int ROWS, int COLUMNS>
+void thin_block(const R* __restrict few, ptrdiff_t few_step, ptrdiff_t few_slab, const R* __restrict many, ptrdiff_t many_step,
+                ptrdiff_t many_slab, int slabs, int T, R* __restrict acc) {
+    constexpr int L = LANES<R>;
+    Vec<R> sum[COLUMNS][ROWS] = {};
+    for (int s = 0; s < slabs; s++, few += few_slab, many += many_slab)
+        for (int t = 0; t < T; t += L) {
+            Vec<R> row[ROWS];
+            UNROLL for (int r = 0; r < ROWS; r++) row[r] = load(few + r * few_step + t);
+            UNROLL for (int c = 0; c < COLUMNS; c++) {
+                Vec<R> column = load(many + c * many_step + t);
+                UNROLL for (int r = 0; r < ROWS; r++) sum[c][r] += column * row[r];
+            }
+        }
+    UNROLL for (int c = 0; c < COLUMNS; c++)
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            R* to = acc + (c * ROWS + r) * L;
+            store(to, load(to) + sum[c][r]);
+        }
+}
+
 // ---- one sample: features lie in the lanes
 
 // out[o] = bias[o] + sum_k w[k][o] x[k] for COLUMNS vectors of outputs, the last `wanted` numbers of them at most. Few columns take
@@ -133,14 +157,18 @@ template <class R>
 using ProductBlock = void (*)(const R*, const R*, int, int, const R*, ptrdiff_t, R*, const R*, ptrdiff_t);
 template <class R>
 using OuterBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, int, int, const R*, R*, const R*);
+template <class R>
+using ThinBlock = void (*)(const R*, ptrdiff_t, ptrdiff_t, const R*, ptrdiff_t, ptrdiff_t, int, int, R*);
 
 // The kernels of every height, for one column of vectors and for two. A constant, as the table of pointwise operations is.
 template <class R> struct Kernels {
     ProductBlock<R> product[3][ACCUMULATORS + 1] = {};
     OuterBlock<R> outer[3][ACCUMULATORS + 1] = {};
     VectorBlock<R> vector[VECTOR_COLUMNS + 1] = {};
+    ThinBlock<R> thin[MOST_THIN + 1] = {}, thin_rest[MOST_THIN + 1] = {}; // of ACCUMULATORS / rows columns, of one
     constexpr Kernels() {
         fill_vector<VECTOR_COLUMNS>();
+        fill_thin<MOST_THIN>();
         fill<ACCUMULATORS, 1>();
         fill<ACCUMULATORS / 2, 2>();
     }
@@ -149,6 +177,11 @@ template <class R> struct Kernels {
     template <int COLUMNS> constexpr void fill_vector() {
         vector[COLUMNS] = vector_block<R, COLUMNS>;
         if constexpr (COLUMNS > 1) fill_vector<COLUMNS - 1>();
+    }
+    template <int ROWS> constexpr void fill_thin() {
+        thin[ROWS] = thin_block<R, ROWS, ACCUMULATORS / ROWS>;
+        thin_rest[ROWS] = thin_block<R, ROWS, 1>;
+        if constexpr (ROWS > 1) fill_thin<ROWS - 1>();
     }
     template <int ROWS, int COLUMNS> constexpr void fill() {
         product[COLUMNS][ROWS] = product_block<R, ROWS, COLUMNS>;
