@@ -1,8 +1,9 @@
 """Fits the polynomials of tanh_table.h and prints that file: `python native/fit_tanh.py > native/tanh_table.h` (needs NumPy).
 
 |x| + 5/8 is cut into 32 intervals, eight an octave, which makes them finest where tanh bends: a sixteenth of |x| wide near 0, one
-wide where it is flat. In each, tanh is a polynomial of degree 4 around the middle, with the least maximum relative error (Lawson's
-iteration); the largest is 0.4 units of 2^-24. |x| ends at LAST, from where on tanh rounds to 1: the last polynomial is 1 there.
+wide where it is flat. In each, tanh is a polynomial of degree 4 around the middle, with the least maximum relative error
+(Lawson's iteration); the largest is 0.4 units of 2^-24. |x| ends at LAST, from where on tanh rounds to 1: the last polynomial
+is 1 there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ LAST = 9.3  # 1 - tanh is a quarter of the last place
 
 def fit(low: float, high: float) -> list[float]:
     """The middle and the coefficients of one interval."""
-    known = [0.0, 1.0] if low == 0 else [1.0] if high == LAST else []  # at 0 the slope is 1: denormals stay what they are
+    known = (
+        [0.0, 1.0] if low == 0 else [1.0] if high == LAST else []
+    )  # at 0 the slope is 1: denormals stay what they are
     middle = 0.0 if low == 0 else LAST if high == LAST else (low + high) / 2
     x = np.linspace(low, high, 2001)[1 if low == 0 else 0 :]
     r, exact = x - middle, np.tanh(x)

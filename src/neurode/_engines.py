@@ -22,6 +22,7 @@ from neurode._loop import Outcome
 from neurode._problem import Problem
 from neurode._solution import Stats
 from neurode._state import unreadable
+from neurode._times import as_time
 from neurode.fused.refusal import CannotLower
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
         stats: gets what was chosen, and why.
 
     Raises:
-        EngineError: `engine="fused"` cannot take the problem.
+        EngineError: `engine="fused"` cannot take the problem; where `f` fails on any engine, its own error instead.
     """
     strategy, note = gradients.choose(gradient, problem)
     reason = "asked for" if engine == "eager" else _ahead_of_capture(problem, engine, gradient, strategy)
@@ -60,6 +61,7 @@ def run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
         except CannotLower as error:
             reason = str(error)
     if engine == "fused":
+        _evaluate(problem)
         raise EngineError(
             f"engine='fused' cannot take this solve: {reason}. Type engine='auto' to use it where it can serve, or"
             " engine='eager'."
@@ -68,6 +70,14 @@ def run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
     outcome = strategy.solve(problem, stats)
     _note(problem)
     return outcome
+
+
+def _evaluate(problem: Problem) -> None:
+    """An `f` that fails on every engine raises its own error here: no other engine would help its user."""
+    field, y0 = problem.field, problem.y0
+    if not unreadable(y0):
+        with torch.no_grad():
+            field.of(field.f)(as_time(problem.t0, field.time_dtype, y0.device), y0)
 
 
 def _ahead_of_capture(problem: Problem, engine: str, gradient: Any, strategy: Any) -> str:

@@ -202,7 +202,7 @@ def _first(f: Any, y0: Any, t_span: Any, t_eval: Any, asked: dict[str, Any], kno
     if asked["has_aux"] or asked["save"] is not None:
         solution = _along(f, solution, problem, asked)
     if asked["on_failure"] == "raise" and not hidden(outcome.y1):
-        _raise_failure(solution, problem.grid is not None)
+        _raise_failure(solution, problem)
     return solution
 
 
@@ -485,14 +485,22 @@ def _interpolant(problem: Problem, outcome: Outcome) -> Any:
     return PartlyLost(of_rows(lost.reached, problem.t0, t1), played, lost.gone)
 
 
-def _raise_failure(solution: Solution, on_grid: bool) -> None:
-    status = solution.status
+def _without_atol(problem: Problem) -> str:
+    """What else may have made an error ratio NaN: the tolerance itself, where a component of the state is 0."""
+    if problem.grid is not None or not bool((torch.as_tensor(problem.atol) == 0).any()):
+        return ""
+    return ", or a component of the state is 0, where atol=0 leaves no tolerance: type atol=1e-8"
+
+
+def _raise_failure(solution: Solution, problem: Problem) -> None:
+    status, on_grid = solution.status, problem.grid is not None
     if isinstance(status, Status):
         if status.failed:
             where = f"the solve stopped at t = {float(solution.t1.detach()):.6g}"
             if on_grid and status is Status.NON_FINITE:
                 where = f"by t = {float(solution.t1.detach()):.6g}, the end of the fixed grid"
-            raise SolveError(f"{where}: {status}.", solution)
+            hint = _without_atol(problem) if status is Status.NON_FINITE else ""
+            raise SolveError(f"{where}: {status}{hint}.", solution)
         return
     failed = status.failed
     if not bool(failed.any()):
@@ -504,6 +512,7 @@ def _raise_failure(solution: Solution, on_grid: bool) -> None:
         reasons.setdefault(status[row], []).append(row)
     lines = [
         f"{len(which)} of {len(failed)} rows (rows {_some(which)}; first at t = {float(t1[which[0]]):.6g}): {reason}"
+        + (_without_atol(problem) if reason is Status.NON_FINITE else "")
         for reason, which in reasons.items()
     ]
     message = "; ".join(lines)

@@ -76,6 +76,8 @@ def _read_end(name: str, t: Any, layout: Layout, rows: int) -> Any:
     if is_traced(t):
         return _as_tensor(t, layout).reshape(())
     try:
+        if isinstance(t, str | bytes):
+            raise TypeError
         number = float(t)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {_show(t)}; it must be a number or a tensor.") from error

@@ -269,3 +269,21 @@ def test_a_parameter_changed_in_place_before_backward_is_an_error() -> None:
         f.a.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def _wrong_shape(t: Any, y: Any) -> Any:
+    return y[:, :1]
+
+
+def _own_error(t: Any, y: Any) -> Any:
+    raise LookupError("no such table")
+
+
+@pytest.mark.parametrize(
+    ("f", "error", "message"),
+    [(_wrong_shape, neurode.FieldError, r"shape \(4, 1\)"), (_own_error, LookupError, "^no such table$")],
+    ids=["wrong shape", "its own error"],
+)
+def test_a_field_that_fails_on_every_engine_says_so_itself(f: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        neurode.solve(f, torch.ones(4, 2), (0.0, 1.0), method="rk4", steps=4, batch_dim=0, engine="fused")

@@ -320,3 +320,25 @@ def test_an_f_that_overwrites_the_times_of_rows_is_refused(t_span: Any) -> None:
     with pytest.raises(neurode.FieldError, match=r"changed t in place.*t = t"):
         neurode.solve(lambda t, y: -y * t.add_(1.0), torch.ones(2, 1), t_span, method="rk4", steps=3, batch_dim=0)
     assert all(torch.equal(torch.as_tensor(t), old) for t, old in zip(t_span, before, strict=True))
+
+
+@BATCH
+def test_without_atol_the_error_names_it_where_a_component_is_zero(batch_dim: int | None) -> None:
+    y0 = torch.tensor([[0.0, 1.0]])
+    with pytest.raises(neurode.SolveError, match="type atol=1e-8"):
+        neurode.solve(lambda t, y: y * 0.0 + y.flip(-1) * 0.0, y0, (0.0, 1.0), rtol=1e-3, atol=0.0, batch_dim=batch_dim)
+    with pytest.raises(neurode.SolveError) as caught:  # nothing of it where the tolerance is not to blame
+        neurode.solve(lambda t, y: y / 0.0, y0, (0.0, 1.0), batch_dim=batch_dim)
+    assert "atol" not in str(caught.value)
+
+
+def test_a_time_as_text_is_refused() -> None:
+    with pytest.raises(neurode.InputError, match="t0 is '0'; it must be a number"):
+        neurode.solve(DECAY, torch.ones(2), ("0", "1"))
+
+
+def test_times_to_be_hit_outside_the_span_are_passed_over() -> None:
+    y0 = torch.ones(2)
+    plain = neurode.solve(DECAY, y0, (0.0, 1.0), t_eval="steps", **ADAPTIVE)
+    listed = neurode.solve(DECAY, y0, (0.0, 1.0), t_eval="steps", step_at=[-1.0, 7.0], jump_at=[-3.0, 2.0], **ADAPTIVE)
+    assert torch.equal(plain.ts, listed.ts) and torch.equal(plain.ys, listed.ys)
