@@ -255,12 +255,13 @@ def test_stiffness_of_a_linear_field_is_its_rate(method: str, batch_dim: int | N
 def test_rows_are_as_alone_and_gradcheck(method: str) -> None:
     field, y0 = Net(), torch.randn(5, 2, requires_grad=True)
     t1 = torch.tensor([0.2, 0.9, 1.5, 0.0, 3.0])
-    options = dict(method=method, rtol=1e-9, atol=1e-9, estimates=("local_error", "stiffness"))
+    # The two stages that stiffness is told from differ by less than the tolerance: of DOP853's, 1e-9 would leave rounding alone.
+    options = dict(method=method, rtol=1e-6, atol=1e-6, estimates=("local_error", "stiffness"))
     rows = solve(field, y0, (torch.zeros(5), t1), batch_dim=0, compact=True, **options)
     for i in (0, 1, 2, 4):
         alone = solve(field, y0[i], (0.0, float(t1[i])), **options)
         torch.testing.assert_close(rows.local_error[i], alone.local_error, rtol=1e-3, atol=1e-16)
-        torch.testing.assert_close(rows.stiffness[i], alone.stiffness, rtol=1e-3, atol=0.0)  # a small difference
+        torch.testing.assert_close(rows.stiffness[i], alone.stiffness, rtol=1e-3, atol=0.0)
     assert rows.local_error[3] == rows.stiffness[3] == 0
     grads = torch.autograd.grad(rows.local_error.sum() + rows.stiffness.sum(), [y0, *field.parameters()])
     assert all(torch.isfinite(g).all() for g in grads)

@@ -23,7 +23,7 @@ from neurode._problem import Problem
 from neurode._solution import Stats
 from neurode._state import unreadable
 from neurode._times import as_time
-from neurode.fused.refusal import CannotLower
+from neurode.fused.refusal import CannotLower, FieldRaises
 
 if TYPE_CHECKING:
     from neurode.fused.explain import Explanation
@@ -59,9 +59,10 @@ def run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
         try:
             return _fused(problem, engine, gradient, stats)
         except CannotLower as error:
+            if engine == "fused" and isinstance(error, FieldRaises):
+                _show_own_error(problem)
             reason = str(error)
     if engine == "fused":
-        _evaluate(problem)
         raise EngineError(
             f"engine='fused' cannot take this solve: {reason}. Type engine='auto' to use it where it can serve, or"
             " engine='eager'."
@@ -70,14 +71,6 @@ def run(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcome:
     outcome = strategy.solve(problem, stats)
     _note(problem)
     return outcome
-
-
-def _evaluate(problem: Problem) -> None:
-    """An `f` that fails on every engine raises its own error here: no other engine would help its user."""
-    field, y0 = problem.field, problem.y0
-    if not unreadable(y0):
-        with torch.no_grad():
-            field.of(field.f)(as_time(problem.t0, field.time_dtype, y0.device), y0)
 
 
 def _ahead_of_capture(problem: Problem, engine: str, gradient: Any, strategy: Any) -> str:
@@ -101,6 +94,14 @@ def _fused(problem: Problem, engine: str, gradient: Any, stats: Stats) -> Outcom
     stats.gradient = "discrete (auto: exact, steps replayed by the fused engine)" if gradient == "auto" else "discrete"
     tape = gradients.of_native if gradient == "auto" else None
     return fused.solve(problem, stats, tape, choose=engine == "auto")
+
+
+def _show_own_error(problem: Problem) -> None:
+    """An `f` that fails on every engine raises its own error here: no other engine would help its user."""
+    from neurode.fused.programs import evaluate
+
+    field, y0 = problem.field, problem.y0
+    evaluate(field, as_time(problem.t0, field.time_dtype, y0.device), y0)
 
 
 def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | None = None) -> Explanation:

@@ -37,14 +37,14 @@ class Entry:
         places: positions of its tensors from outside among those of a snapshot.
         baked: of the tensors whose numbers became part of the program, the position in a snapshot, the tensor, its version and
             its content.
-        refusal: the reason where the field cannot be lowered.
+        refusal: the reason where the field cannot be lowered, and its class.
     """
 
     made: FieldProgram | None = None
     machine: Machine | None = None
     places: tuple[int, ...] = ()
     baked: tuple[tuple[int, Tensor, int, Tensor], ...] = ()
-    refusal: str = ""
+    refusal: tuple[str, type[CannotLower]] = ("", CannotLower)
     keep: Any = None
 
 
@@ -111,7 +111,8 @@ def find(field: Field, y: Tensor, splits: tuple[bool, ...], wanted: bool, want_t
             if entry.made is not None:
                 break
     if entry.made is None:
-        raise CannotLower(entry.refusal)
+        reason, kind = entry.refusal
+        raise kind(reason)
     tensors = tuple(seen.tensors[i] for i in entry.places)
     baked = tuple((x, x._version) for x in (seen.tensors[place] for place, *_ in entry.baked))
     return Bound(entry, tensors, tuple(seen.counters), baked, seen.key)
@@ -161,7 +162,7 @@ def _make(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -
                 stacklevel=2,
             )
         raise CannotLower(f"values that f reads changed more than {MOST_A_CODE} times; pass them as tensors in args=")
-    contents = [(x, x.detach().clone(), x._version) for x in before.tensors]
+    contents = _contents(before)
     entry = Entry()
     steps: dict[tuple[type, str], int] = {}
     try:
@@ -179,7 +180,7 @@ def _make(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -
         entry.machine = Machine(entry.made.program, y.dtype is torch.float64)
         verify(field, y, entry.made, entry.machine)
     except CannotLower as error:
-        entry = Entry(refusal=str(error))
+        entry = Entry(refusal=(str(error), type(error)))
         steps = {}
     finally:
         guards.restore(before)
@@ -199,6 +200,22 @@ def _make(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -
 def _changed(x: Tensor, content: Tensor, version: int) -> bool:
     """Fused batch norms write their statistics without raising the version."""
     return x._version != version or not torch.equal(torch.nan_to_num(x.detach()), torch.nan_to_num(content))
+
+
+def evaluate(field: Field, t: Tensor, y: Tensor) -> None:
+    """One evaluation on the real state that leaves nothing behind: an f that fails on any engine raises its own error."""
+    before, _ = guards.snapshot(field.f, field.all_args, copy=True)
+    contents = _contents(before)
+    try:
+        with torch.no_grad():
+            field.of(field.f)(t, y)
+    finally:
+        guards.restore(before)
+        _restore_tensors(contents)
+
+
+def _contents(seen: guards.Snapshot) -> list[tuple[Tensor, Tensor, int]]:
+    return [(x, x.detach().clone(), x._version) for x in seen.tensors]
 
 
 def _restore_tensors(contents: list[tuple[Tensor, Tensor, int]]) -> None:
