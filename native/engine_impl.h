@@ -151,24 +151,31 @@ template <class R> void solve_backward(const Program& p, nd_solve& s, neurode::W
         parts = parts < fit ? parts : fit;
         if (parts < 1) parts = 1; // every row has failed: sums of nothing
     }
-    Workspace work(parts * size * sizeof(R));
-    R* sums = work.take<R>(parts * size);
+    // One thread adds every part to those behind it at once, and so needs room for two.
+    bool at_once = threads == 1;
+    int64_t held = at_once && parts > 2 ? 2 : parts;
+    Workspace work(held * size * sizeof(R));
+    R* sums = work.take<R>(held * size); // the last part's, and in the end all of them
+    auto place = [&](int64_t i) { return sums + (at_once ? int64_t(i + 1 < parts) : parts - 1 - i) * ptrdiff_t(size); };
+    auto add = [&](const R* part) {
+        for (size_t j = 0; j < size; j += LANES<R>) store(sums + j, load(sums + j) + load(part + j));
+    };
     neurode::Queue queue;
     neurode::Tally evaluations, products;
     team(threads, watch, [&](int) {
         Backward<R> back(p, s, trace, T, watch);
         for (int64_t taken; (taken = queue.take()) < parts;) {
             int64_t i = parts - 1 - taken; // the last first: what the way forward kept of it is nearest
-            R* own = sums + i * size;
+            R* own = place(i);
             std::memset(own, 0, size * sizeof(R));
             int64_t end = (i + 1) * tiles / parts * T;
             if (shared) back.rows(order, i * tiles / parts * T, end < live ? end : live, 1, kept, own);
             else back.rows(order, i, live, parts, false, own);
+            if (at_once && own != sums) add(own);
         }
         evaluations.add(back.evaluations), products.add(back.products);
     });
-    for (int64_t i = 1; i < parts; i++)
-        for (size_t j = 0; j < size; j += LANES<R>) store(sums + j, load(sums + j) + load(sums + i * size + j));
+    for (int64_t i = parts - 2; i >= 0 && !at_once; i--) add(place(i));
     Backward<R>::flush(p, s, T, sums);
     s.backward_evaluations = evaluations.total(), s.backward_products = products.total();
 }

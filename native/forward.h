@@ -480,7 +480,8 @@ template <class R> class Forward {
             tile.get(tile.k, l, scratch, D);
             if (f0) std::memcpy(f0 + row * D, scratch, D * sizeof(R));
             double longest = std::fabs(pace(l).goal[l % PER_GROUP] - time(l));
-            lengths[row] = !finite(scratch, D) ? NAN : std::fmin(ratio[l], longest);
+            bool good = finite(scratch, D) && finite(static_cast<const R*>(s.y0) + row * D, D);
+            lengths[row] = good ? std::fmin(ratio[l], longest) : NAN;
             if (longest > 0) s.evaluations[row] = s.first_step > 0 ? 1 : 2;
         }
         for (int l = 0; l < T; l++) lanes[l].row = -1;

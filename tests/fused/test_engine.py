@@ -287,3 +287,48 @@ def _own_error(t: Any, y: Any) -> Any:
 def test_a_field_that_fails_on_every_engine_says_so_itself(f: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         neurode.solve(f, torch.ones(4, 2), (0.0, 1.0), method="rk4", steps=4, batch_dim=0, engine="fused")
+
+
+def test_an_error_of_the_recording_alone_is_no_error_of_the_field() -> None:
+    y0 = torch.randn(5, 3, requires_grad=True)
+
+    def f(t: Any, y: Any) -> Any:
+        if len(y) != 5:
+            raise ValueError("five rows")
+        return (
+            -0.5 * torch.autograd.grad((y**2).sum(), y, create_graph=True)[0]
+        )  # needs gradients, as the solve has them
+
+    with pytest.raises(neurode.EngineError, match="five rows"):
+        neurode.solve(f, y0, (0.0, 1.0), batch_dim=0, engine="fused", **FIXED)
+
+
+NOTHING: dict[str, Any] = {
+    "a gain of zero": lambda net, y: -y + 0.0 * net(y),
+    "an input of zeros": lambda net, y: net(torch.zeros_like(y)) - y,
+    "a sign": lambda net, y: torch.sign(net(y)) - y,
+    "a mask": lambda net, y: net(y) * torch.zeros(2, dtype=y.dtype) - y,
+    "never chosen": lambda net, y: torch.where(torch.zeros(2, dtype=torch.bool), net(y), -y),
+}
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0])
+@pytest.mark.parametrize("case", NOTHING)
+def test_a_layer_that_gets_no_gradient_has_zeros(case: str, batch_dim: int | None) -> None:
+    torch.manual_seed(0)
+    net, y0 = nn.Linear(2, 2).double(), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    found = []
+    for solve in (fused, eager):
+        out = solve(lambda t, y: NOTHING[case](net, y), y0, (0.0, 1.0), batch_dim=batch_dim, **FIXED).y1
+        grads = torch.autograd.grad(out.square().sum(), [y0, *net.parameters()], allow_unused=True)
+        found.append([out, *(torch.zeros(1) if g is None else g for g in grads)])
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs.to(mine), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "f", [lambda t, y: y[:, :0].sum(-1, keepdim=True) - y, lambda t, y: y[:, :0] @ torch.ones(0, 2) - y]
+)
+def test_sums_over_nothing_are_eager(f: Any) -> None:
+    with pytest.raises(neurode.EngineError, match="over nothing"):
+        neurode.solve(f, torch.ones(3, 2), (0.0, 1.0), engine="fused", **FIXED)

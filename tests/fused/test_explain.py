@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import nn
 
@@ -30,3 +32,8 @@ def test_the_line_that_cannot_be_lowered_is_named() -> None:
 def test_rows_that_are_coupled_are_one_sample_under_one_step() -> None:
     made = explain(lambda t, y: y - y.mean(0), torch.rand(4, 3))
     assert made.program is not None and made.form.startswith("one sample") and made.program.size == 12
+
+
+def test_what_cannot_be_watched_is_a_reason_too() -> None:
+    made = explain(lambda t, y: -y * time.time(), torch.rand(4, 3))
+    assert made.engine == "eager" and "module time" in made.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from engines import eager, fused
 from torch import Tensor, nn
 
-from neurode import EngineError
+from neurode import EngineError, solve
 from neurode.fused import native, programs
 from neurode.nn import NeuralODE
 
@@ -359,3 +360,59 @@ def test_a_tensor_with_the_numbers_of_before_needs_no_new_program() -> None:
     for _ in range(40):  # more than the limit of programs for one function
         made.append(fused(f, y, (0.0, 1.0), args=(torch.tensor([2, 0, 1]),), method="rk4", steps=4, batch_dim=0).y1)
     assert all(torch.equal(x, made[0]) for x in made)
+
+
+class Baked(nn.Module):
+    """Numbers of tensors that become part of a program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.on, self.index = torch.tensor(1.0), torch.tensor(True), torch.tensor([0, 1, 2])
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        rate = self.k.item()
+        return -y[:, self.index] * rate if self.on else y
+
+
+def test_numbers_that_change_behind_the_version_counter() -> None:
+    """`.data` and NumPy write to a tensor without raising its version."""
+    model, y = Baked(), torch.rand(4, 3)
+    changes = [
+        lambda: model.k.data.fill_(3.0),
+        lambda: model.k.numpy().fill(2.0),
+        lambda: setattr(model.k, "data", torch.tensor(0.5)),
+        lambda: model.index.data.copy_(torch.tensor([2, 0, 1])),
+        lambda: model.on.numpy().fill(False),
+    ]
+    for change in [lambda: None, *changes]:
+        change()
+        for _ in range(3):  # by capture, and then by plan
+            mine, theirs = both(model, y)
+            assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_the_environment_is_not_watched() -> None:
+    with pytest.raises(EngineError, match="module os"):
+        fused(
+            lambda t, y: -y * float(os.environ.get("NO_SUCH_RATE", "1")),
+            torch.rand(4, 3),
+            (0.0, 1.0),
+            method="rk4",
+            steps=2,
+        )
+
+
+def test_a_lazy_module_is_eager_until_it_has_its_shapes() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.LazyLinear(3)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return self.net(y)
+
+    model, y = Lazy(), torch.rand(4, 3)
+    with pytest.raises(EngineError, match="no shape yet"):
+        fused(model, y, (0.0, 1.0), method="rk4", steps=2)
+    found = [solve(model, y, (0.0, 1.0), method="rk4", steps=2).stats.engine.split()[0] for _ in range(2)]
+    assert found == ["eager", "fused"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import neurode
 from neurode.fused import native
@@ -261,3 +263,29 @@ def test_a_query_beyond_what_a_row_reached_names_the_row() -> None:
         solution("soon")
     with pytest.raises(neurode.InputError, match=r"row 0 is known between t = 0 and t = 0\.4\d*; asked at 0.8"):
         solution(0.8)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "tsit5", "dop853", "rk4"])
+@pytest.mark.parametrize("engine", ["eager", "auto"])
+def test_an_infinite_row_fails_though_f_is_finite_there(engine: str, method: str, value: float) -> None:
+    """An error measured against an infinite tolerance is none."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    y0, options = torch.tensor([[0.5], [value], [-0.3]]), dict(steps=5) if method == "rk4" else {}
+    field = Autonomous(net)
+    sol = neurode.solve(field, y0, SPAN, method=method, batch_dim=0, on_failure="nan", engine=engine, **options)
+    assert sol.status.failed.tolist() == [False, True, False] and bool(sol.y1[1].isnan())
+    grads = torch.autograd.grad(sol.y1[[0, 2]].sum(), list(net.parameters()))
+    alone = neurode.solve(field, y0[[0, 2]], SPAN, method=method, batch_dim=0, engine=engine, **options)
+    for mine, theirs in zip(grads, torch.autograd.grad(alone.y1.sum(), list(net.parameters())), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+class Autonomous(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y)

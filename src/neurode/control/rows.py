@@ -76,7 +76,7 @@ class RowPace:
         (time,) = Interval(self.start, self.start, field.time_dtype).times((0.0,), y, field.time_dtype)
         f0 = field(time, y)
         with torch.no_grad():
-            bad = self.live & ~torch.isfinite(f0.detach()).all(1)
+            bad = self.live & ~(torch.isfinite(f0.detach()) & torch.isfinite(y.detach())).all(1)
             self._first_step(field, y.detach(), f0.detach())
             self.h = torch.where(torch.isfinite(self.h), self.h, torch.zeros_like(self.h))
             self.log.append((self.live, torch.ones_like(self.live), field.num_calls - calls))

@@ -264,9 +264,13 @@ def _build(probe: Probe, y: Tensor, gradients: bool, want_t: bool) -> FieldProgr
 
 
 def _assemble(traced: Traced, sized: set[str], dtype: Any, want_t: bool) -> tuple[Lowering, Assembler, Program]:
-    low = Lowering(traced, sized, dtype)
-    assembler = Assembler(low, want_t)
-    return low, assembler, assembler.program()
+    try:
+        low = Lowering(traced, sized, dtype)
+        assembler = Assembler(low, want_t)
+        return low, assembler, assembler.program()
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise CannotLower(f"neurode fails to lower it, a defect to report ({what})") from error
 
 
 def _same_sources(one: Assembler, two: Assembler) -> bool:

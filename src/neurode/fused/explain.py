@@ -76,13 +76,10 @@ def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | Non
     reason = guards.unusual_surroundings()
     if reason:
         return Explanation("eager", reason)
-    before, _ = guards.snapshot(f, args, copy=True)
     try:
-        made, form = _lower(field, y)
+        made, form = _undone(field, y)
     except CannotLower as error:
         return Explanation("eager", str(error))
-    finally:
-        guards.restore(before)
     program = made.program
     lack = native.lack() or cost.too_large(program, STAGES)
     reason = lack or "every operation is in the instruction set"
@@ -90,6 +87,14 @@ def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | Non
     backward = sum(map(flops, (*program.backward, *program.gradient)))
     kept = program.rows_saved * y.element_size()
     return Explanation("eager" if lack else "fused", reason, program, form, (forward, backward), kept)
+
+
+def _undone(field: Field, y: Tensor) -> tuple[Any, str]:
+    before, _ = guards.snapshot(field.f, field.all_args, copy=True)
+    try:
+        return _lower(field, y)
+    finally:
+        guards.restore(before)
 
 
 def _lower(field: Field, y: Tensor) -> tuple[Any, str]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from neurode._field import PerRow
 from neurode.fused.refusal import CannotLower
@@ -54,6 +55,8 @@ FORBIDDEN_MODULES = {
     "threading",
     "multiprocessing",
     "socket",
+    "os",
+    "sys",
 }
 PLAIN = (
     int,
@@ -171,6 +174,8 @@ class Walk:
     def _tensor(self, x: Tensor) -> Any:
         if type(x).__module__ not in ("torch", "torch.nn.parameter") or x.layout is not torch.strided:
             raise CannotLower(f"f reaches a {type(x).__name__} ({x.layout}); only ordinary dense tensors are lowered")
+        if is_lazy(x):
+            raise CannotLower("f reaches a parameter that has no shape yet (a lazy module before its first call)")
         self.made.tensors.append(x)
         if self.watch:
             self.watch.tensors.append(x)

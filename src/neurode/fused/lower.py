@@ -94,6 +94,15 @@ def name_of(node: Node) -> str:
     return parts[1]
 
 
+def _about_nothing(node: Node) -> bool:
+    """Whether numbers come out of tensors that have none, or something computed has none."""
+    sizes = [x.meta["val"].numel() for x in node.all_input_nodes if isinstance(x.meta.get("val"), Tensor)]
+    made, name = node.meta.get("val"), name_of(node)
+    if not sizes or not isinstance(made, Tensor) or name in CREATION:
+        return False
+    return not any(sizes) if made.numel() else any(sizes) and name not in VIEWS
+
+
 class Lowering:
     """Walks a graph once and fills a `Rowbook`.
 
@@ -154,6 +163,8 @@ class Lowering:
         try:
             if refused is not None and is_inplace(node):
                 raise CannotLower(refused.reason)
+            if _about_nothing(node):
+                raise CannotLower(f"a sum or product over nothing ({node.target})")
             return self._call(node)
         except CannotLower as error:
             where = place(node)
@@ -589,7 +600,8 @@ class Lowering:
     def _gradient(self, kind: str, operands: list[Tensor], **attrs: Any) -> None:
         from neurode.fused.virtual import Virtual
 
-        self.book.instructions.append(Virtual(kind, operands, None, True, attrs))
+        if all(len(refs) for refs in operands):  # a sum of no terms is what its accumulators begin with
+            self.book.instructions.append(Virtual(kind, operands, None, True, attrs))
 
     # ---- products
 

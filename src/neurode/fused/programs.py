@@ -35,15 +35,14 @@ class Entry:
         made: the lowered field.
         machine: it, in the native library.
         places: positions of its tensors from outside among those of a snapshot.
-        baked: of the tensors whose numbers became part of the program, the position in a snapshot, the tensor, its version and
-            its content.
+        baked: of the tensors whose numbers became part of the program, the position in a snapshot and the numbers.
         refusal: the reason where the field cannot be lowered, and its class.
     """
 
     made: FieldProgram | None = None
     machine: Machine | None = None
     places: tuple[int, ...] = ()
-    baked: tuple[tuple[int, Tensor, int, Tensor], ...] = ()
+    baked: tuple[tuple[int, Tensor], ...] = ()
     refusal: tuple[str, type[CannotLower]] = ("", CannotLower)
     keep: Any = None
 
@@ -56,14 +55,14 @@ class Bound:
         entry: the program.
         tensors: those that it reads.
         counters: what it raises.
-        baked: tensors whose numbers are part of it, with the version that those numbers are of.
+        baked: tensors whose numbers are part of it, with these numbers.
         key: of the walk over the field.
     """
 
     entry: Entry
     tensors: tuple[Tensor, ...]
     counters: tuple[tuple[dict[str, Any], str, int], ...]
-    baked: tuple[tuple[Tensor, int], ...]
+    baked: tuple[tuple[Tensor, Tensor], ...]
     key: Any
 
     def count(self, calls: int) -> None:
@@ -114,7 +113,7 @@ def find(field: Field, y: Tensor, splits: tuple[bool, ...], wanted: bool, want_t
         reason, kind = entry.refusal
         raise kind(reason)
     tensors = tuple(seen.tensors[i] for i in entry.places)
-    baked = tuple((x, x._version) for x in (seen.tensors[place] for place, *_ in entry.baked))
+    baked = tuple((seen.tensors[place], content) for place, content in entry.baked)
     return Bound(entry, tensors, tuple(seen.counters), baked, seen.key)
 
 
@@ -136,11 +135,8 @@ def _key(seen: guards.Snapshot, field: Field, y: Tensor, split: bool, gradients:
 
 
 def _still_baked(entry: Entry, seen: guards.Snapshot) -> bool:
-    for place, then, version, content in entry.baked:
-        now = seen.tensors[place]
-        if (now is not then or now._version != version) and not torch.equal(now, content):
-            return False
-    return True
+    # Not by the version: `.data` and NumPy write without raising it.
+    return all(torch.equal(seen.tensors[place], content) for place, content in entry.baked)
 
 
 def _root(f: Any) -> int:
@@ -172,11 +168,7 @@ def _make(field: Field, y: Tensor, split: bool, gradients: bool, want_t: bool) -
         if any(id(x) not in places for x in entry.made.outside):
             raise CannotLower("f uses a tensor that it reaches in a way that cannot be watched")
         entry.places = tuple(places[id(x)] for x in entry.made.outside)
-        entry.baked = tuple(
-            (entry.places[i], x, x._version, x.detach().clone())
-            for i in entry.made.baked
-            for x in (entry.made.outside[i],)
-        )
+        entry.baked = tuple((entry.places[i], entry.made.outside[i].detach().clone()) for i in entry.made.baked)
         entry.machine = Machine(entry.made.program, y.dtype is torch.float64)
         verify(field, y, entry.made, entry.machine)
     except CannotLower as error:
@@ -207,8 +199,7 @@ def evaluate(field: Field, t: Tensor, y: Tensor) -> None:
     before, _ = guards.snapshot(field.f, field.all_args, copy=True)
     contents = _contents(before)
     try:
-        with torch.no_grad():
-            field.of(field.f)(t, y)
+        field.of(field.f)(t, y)
     finally:
         guards.restore(before)
         _restore_tensors(contents)

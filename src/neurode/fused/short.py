@@ -93,7 +93,7 @@ class Plan:
 
     def fresh(self) -> bool:
         """Whether the numbers that became part of the program are still those."""
-        return not self.baked or all(x._version == version for x, version in self.baked)
+        return not self.baked or all(torch.equal(x, content) for x, content in self.baked)
 
     def solve(self, f: Any, y0: Tensor, t_span: tuple[Any, Any], t_eval: Any, failing: bool) -> Any:
         """Solve with these values.
