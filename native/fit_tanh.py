@@ -19,9 +19,8 @@ LAST = 9.3  # 1 - tanh is a quarter of the last place
 
 def fit(low: float, high: float) -> list[float]:
     """The middle and the coefficients of one interval."""
-    known = (
-        [0.0, 1.0] if low == 0 else [1.0] if high == LAST else []
-    )  # at 0 the slope is 1: denormals stay what they are
+    # At 0 the slope is 1, so that denormals stay what they are.
+    known = [0.0, 1.0] if low == 0 else [1.0] if high == LAST else []
     middle = 0.0 if low == 0 else LAST if high == LAST else (low + high) / 2
     x = np.linspace(low, high, 2001)[1 if low == 0 else 0 :]
     r, exact = x - middle, np.tanh(x)

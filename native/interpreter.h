@@ -327,9 +327,9 @@ template <class R> class Interpreter {
     static bool panels_of_first(const Instruction& i) {
         return int64_t(num_panels<R>(i.O)) * i.K < int64_t(num_panels<R>(i.K)) * i.O;
     }
+    static bool outputs_are_few(const Instruction& i) { return i.O <= i.K; }
     // Whether one factor has so few rows that products are summed lane by lane: what that takes instead of panels must stay in the
     // caches, and the other factor must lie evenly.
-    static bool outputs_are_few(const Instruction& i) { return i.O <= i.K; }
     static bool is_thin(const Instruction& i, int T) {
         bool outputs = outputs_are_few(i);
         return T >= LANES<R> && (outputs ? i.O : i.K) <= MOST_THIN && !(outputs ? i.z : i.x).mapped() &&

@@ -48,3 +48,16 @@ def test_the_parts_of_a_call_are_told_apart(tmp_path):
     assert len(rows) == 4
     for row in rows:
         assert 0 < row["guards"] < row["whole"] and 0 < row["native"] < row["whole"]
+
+
+def test_every_candidate_is_first_in_its_turn_and_as_warm_as_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import contest
+
+    monkeypatch.setattr(contest, "peak", lambda double: 1.0)
+    monkeypatch.setattr(contest, "_repeats", lambda run: 2)
+    ran: list[str] = []
+    candidates = {name: contest.Candidate(lambda name=name: ran.append(name), lambda _: []) for name in "abc"}
+    contest.contest(candidates, [], rounds=3, seconds=1e9)
+    rounds = ran[-3 * 12 :]  # two runs to warm up, two timed, of three candidates
+    assert rounds[::4] == list("abcbcacab") and all(len(set(rounds[i : i + 4])) == 1 for i in range(0, 36, 4))

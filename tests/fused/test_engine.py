@@ -295,9 +295,8 @@ def test_an_error_of_the_recording_alone_is_no_error_of_the_field() -> None:
     def f(t: Any, y: Any) -> Any:
         if len(y) != 5:
             raise ValueError("five rows")
-        return (
-            -0.5 * torch.autograd.grad((y**2).sum(), y, create_graph=True)[0]
-        )  # needs gradients, as the solve has them
+        # This needs gradients, as the solve has them.
+        return -0.5 * torch.autograd.grad((y**2).sum(), y, create_graph=True)[0]
 
     with pytest.raises(neurode.EngineError, match="five rows"):
         neurode.solve(f, y0, (0.0, 1.0), batch_dim=0, engine="fused", **FIXED)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 from torch import nn
 
+import neurode
+from neurode.fused import native
+from neurode.fused.assemble import Assembler
 from neurode.fused.explain import explain
 
 
@@ -37,3 +41,24 @@ def test_rows_that_are_coupled_are_one_sample_under_one_step() -> None:
 def test_what_cannot_be_watched_is_a_reason_too() -> None:
     made = explain(lambda t, y: -y * time.time(), torch.rand(4, 3))
     assert made.engine == "eager" and "module time" in made.reason
+
+
+@pytest.mark.skipif(not native.available(), reason="the native library is not built (make native)")
+def test_a_defect_of_the_lowering_is_named_and_auto_solves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Assembler) -> None:
+        raise KeyError("a row")
+
+    monkeypatch.setattr(Assembler, "program", broken)
+    field = Autonomous(nn.Linear(3, 3))
+    assert "a defect to report: 'a row' [KeyError]" in explain(field, torch.rand(4, 3)).reason
+    solution = neurode.solve(field, torch.ones(2, 3), (0.0, 1.0), method="rk4", steps=2)
+    assert solution.stats.engine.startswith("eager") and "a defect to report" in solution.stats.engine
+
+
+class Autonomous(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.net(y)

@@ -392,14 +392,18 @@ def test_numbers_that_change_behind_the_version_counter() -> None:
 
 
 def test_the_environment_is_not_watched() -> None:
-    with pytest.raises(EngineError, match="module os"):
-        fused(
-            lambda t, y: -y * float(os.environ.get("NO_SUCH_RATE", "1")),
-            torch.rand(4, 3),
-            (0.0, 1.0),
-            method="rk4",
-            steps=2,
-        )
+    f = lambda t, y: -y * float(os.environ.get("NO_SUCH_RATE", "1"))
+    with pytest.raises(EngineError, match=r"reads os\.environ"):
+        fused(f, torch.rand(4, 3), (0.0, 1.0), method="rk4", steps=2)
+
+
+def test_other_uses_of_the_operating_system_are_no_hindrance() -> None:
+    class Stored(Model):
+        def store(self, folder: str) -> None:
+            torch.save(self.state_dict(), os.path.join(folder, "weights.pt"))
+
+    mine, theirs = both(Stored(), torch.rand(4, 3))
+    assert torch.allclose(mine, theirs, atol=1e-6)
 
 
 def test_a_lazy_module_is_eager_until_it_has_its_shapes() -> None:

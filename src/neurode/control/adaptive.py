@@ -79,7 +79,7 @@ class JointPace:
         return f0
 
     def _first_step(self, field: Any, y: Tensor, f0: Tensor) -> float:
-        if not bool((torch.isfinite(f0) & torch.isfinite(y)).all()):
+        if not bool(torch.isfinite(f0).all()):
             return math.nan
         if self.problem.first_step is not None:
             return float(self.problem.first_step)

@@ -24,7 +24,7 @@ from neurode.fused.capture import (
 )
 from neurode.fused.lower import Accumulated, Literal, Lowering
 from neurode.fused.program import Program
-from neurode.fused.refusal import CannotLower
+from neurode.fused.refusal import CannotLower, in_brief
 
 Node = Any  # an fx.Node; PyTorch annotates its fields too widely to be of use
 
@@ -269,8 +269,7 @@ def _assemble(traced: Traced, sized: set[str], dtype: Any, want_t: bool) -> tupl
         assembler = Assembler(low, want_t)
         return low, assembler, assembler.program()
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise CannotLower(f"neurode fails to lower it, a defect to report ({what})") from error
+        raise CannotLower(f"neurode fails to lower it, a defect to report: {in_brief(error)}") from error
 
 
 def _same_sources(one: Assembler, two: Assembler) -> bool:

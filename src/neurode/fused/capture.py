@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from neurode._field import Field, PerRow, is_per_row, take_rows
 from neurode._state import Layout
 from neurode.fused.recorder import Recorder, aten
-from neurode.fused.refusal import CannotLower, FieldRaises
+from neurode.fused.refusal import CannotLower, FieldRaises, in_brief
 
 KEPT_WHOLE = {"tanh_backward", "sigmoid_backward", "threshold_backward", "t", "transpose"}  # lowered as they are
 ALSO_DECOMPOSED = (
@@ -181,7 +181,7 @@ def record(probe: Probe, rows: int, gradients: bool) -> Traced:
     except Exception as error:
         if "leaf Variable that requires grad is being used in an in-place" in str(error):
             raise CannotLower("f changes t, y or args in place. Return a new tensor: type -y, not y.neg_()") from error
-        raise FieldRaises(f"{str(error).strip().split(chr(10))[0]} [{type(error).__name__}]") from error
+        raise FieldRaises(in_brief(error)) from error
     constants, numbers = recorder.constants, tuple(recorder.numbers)
     return Traced(
         recorder.graph, constants, numbers, rows if probe.split else 0, len(probe.rowdata), tuple(wanted), gradients

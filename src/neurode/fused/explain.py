@@ -26,6 +26,7 @@ from neurode.fused.program import (
     SampleProduct,
     WeightGradient,
 )
+from neurode.fused.programs import undone
 from neurode.fused.refusal import CannotLower
 
 STAGES = 7  # of a method, for the size of a tile: dopri5's
@@ -77,7 +78,8 @@ def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | Non
     if reason:
         return Explanation("eager", reason)
     try:
-        made, form = _undone(field, y)
+        with undone(field):
+            made, form = _lower(field, y)
     except CannotLower as error:
         return Explanation("eager", str(error))
     program = made.program
@@ -87,14 +89,6 @@ def explain(f: Any, y0: Any, *, args: tuple[Any, ...] = (), batch_dim: int | Non
     backward = sum(map(flops, (*program.backward, *program.gradient)))
     kept = program.rows_saved * y.element_size()
     return Explanation("eager" if lack else "fused", reason, program, form, (forward, backward), kept)
-
-
-def _undone(field: Field, y: Tensor) -> tuple[Any, str]:
-    before, _ = guards.snapshot(field.f, field.all_args, copy=True)
-    try:
-        return _lower(field, y)
-    finally:
-        guards.restore(before)
 
 
 def _lower(field: Field, y: Tensor) -> tuple[Any, str]:

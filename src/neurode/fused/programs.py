@@ -6,6 +6,8 @@ import math
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -196,10 +198,21 @@ def _changed(x: Tensor, content: Tensor, version: int) -> bool:
 
 def evaluate(field: Field, t: Tensor, y: Tensor) -> None:
     """One evaluation on the real state that leaves nothing behind: an f that fails on any engine raises its own error."""
+    with undone(field):
+        field.of(field.f)(t, y)
+
+
+@contextmanager
+def undone(field: Field) -> Iterator[None]:
+    """Calls of f that leave nothing behind, as far as what f reaches can be watched.
+
+    Raises:
+        CannotLower: it cannot.
+    """
     before, _ = guards.snapshot(field.f, field.all_args, copy=True)
     contents = _contents(before)
     try:
-        field.of(field.f)(t, y)
+        yield
     finally:
         guards.restore(before)
         _restore_tensors(contents)
