@@ -87,7 +87,8 @@ template <class R> class Joint {
             select(i);
             f.tile.evaluate(0, f.saved, f.bases);
             for (int l = 0; l < live(i); l++)
-                for (int d = 0; d < D; d++) all_finite = all_finite && std::isfinite(f.tile.k[ptrdiff_t(d) * T + l]);
+                for (ptrdiff_t j = l; j < ptrdiff_t(D) * T; j += T)
+                    all_finite = all_finite && std::isfinite(f.tile.k[j]) && std::isfinite(f.tile.y[j]);
         }
         evaluations_ = 1;
         if (!all_finite) return ND_NON_FINITE;

@@ -481,3 +481,25 @@ def test_the_end_as_an_output_is_of_the_mode_of_the_solve() -> None:
         assert with_tape.ys.requires_grad
     with torch.inference_mode():
         assert in_inference.ys.requires_grad and not in_inference.ys.is_inference()
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("batch_dim", [None, 0])
+def test_an_infinite_state_is_refused_by_plan_too(batch_dim: int | None, method: str) -> None:
+    """Though f is finite there."""
+    field = nn.Sequential(nn.Tanh(), nn.Linear(1, 1))
+    f = Autonomous(field)
+    options: dict[str, Any] = {"method": method, "batch_dim": batch_dim, **({"steps": 4} if method == "rk4" else {})}
+    for _ in range(3):
+        neurode.solve(f, torch.ones(3, 1), (0.0, 1.0), **options)
+    with pytest.raises(InputError, match="must be finite"):
+        neurode.solve(f, torch.tensor([[1.0], [float("inf")], [1.0]]), (0.0, 1.0), **options)
+
+
+class Autonomous(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y)
